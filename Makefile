@@ -1,0 +1,57 @@
+# Everything a newcomer needs: `make setup`, `make demo`, `make test`, `make check`.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check clean rendering
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+WORKERS := 2
+# One thread a process: two test processes on two cores do not fight.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+RENDERING_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libegl-mesa0
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv and install the package with all that development needs
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make setup: PYTHON ($(PYTHON)) must be Python 3.11 or newer, got: $$($(PYTHON) --version 2>&1);" \
+			"name another one with 'make setup PYTHON=python3.12'" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup rendering  ## train, evaluate and export a small policy; the results come to runs/demo
+	$(BIN)/qtransformer demo --out runs/demo
+
+# torch.export fails under the run-time shape checks, so the tests marked `export` run without them, in a second call.
+test: setup  ## run all tests, the slow ones too
+	$(PYTEST) -m "not export"
+	JAXTYPING_DISABLE=1 $(PYTEST) -m export
+
+check: setup  ## lint, formatting, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+
+# MuJoCo draws without a screen through EGL or OSMesa. Never fails: without them there are just no pictures.
+rendering:
+	@[ "$$(uname)" = Linux ] || exit 0; \
+	PATH="$$PATH:/usr/sbin:/sbin"; \
+	if ldconfig -p 2>/dev/null | grep -qE 'libEGL\.so|libOSMesa\.so'; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "rendering: no libEGL or libOSMesa found, installing $(RENDERING_PACKAGES)"; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		if apt-get update -qq >/dev/null 2>&1 && \
+			apt-get install -qq --yes --no-install-recommends $(RENDERING_PACKAGES) >/dev/null 2>&1; then exit 0; fi; \
+		echo "rendering: apt-get could not install them" >&2; \
+	fi; \
+	echo "rendering: no libEGL or libOSMesa, so no pictures or videos." \
+		"On Debian and Ubuntu: sudo apt-get install $(RENDERING_PACKAGES)" >&2
+
+clean:  ## remove .venv, caches and build outputs; runs/ stays
+	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -path ./runs -prune -o -path ./.git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,120 @@
+"""What an episode and a dataset are once they are in memory, whatever file they came from.
+
+Special about this file: every reader produces these types and every consumer takes them, so a new file format
+never reaches the learner. Arrays are numpy, in the environment's units. It must not know HDF5 or any file layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qtransformer.batch import DatasetSpec
+
+
+class DatasetError(Exception):
+    """The user's data cannot be used; the message names file, episode, key and step, and says what to do."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One episode of T steps.
+
+        step                  k = 0     1     2   ...  T-1
+        observations          o0     o1    o2   ...  oT-1   oT    (oT only where `has_final_observation`)
+        actions, rewards      a0 r0  a1 r1 a2 r2 ... aT-1 rT-1
+
+    `terminations` stop the bootstrap, `truncations` do not, and no step carries both. `source` names the place in
+    the file, as in "main_data.hdf5:episode_12".
+    """
+
+    observations: dict[str, np.ndarray]  # each (T + 1, *shape), or (T, *shape) without a final observation
+    actions: np.ndarray  # (T, A) float32
+    rewards: np.ndarray  # (T,) float64
+    terminations: np.ndarray  # (T,) bool
+    truncations: np.ndarray  # (T,) bool
+    success: bool | None = None
+    seed: int | None = None
+    source: str = ""
+    has_final_observation: bool = True
+
+    @property
+    def num_steps(self) -> int:
+        """T, the number of actions."""
+        return len(self.actions)
+
+    def length_problems(self) -> list[str]:
+        """Returns one sentence for every array whose length contradicts the number of actions; empty when sound."""
+        T = self.num_steps
+        expected = {f"observations/{key}": T + self.has_final_observation for key in self.observations}
+        expected |= dict.fromkeys(("rewards", "terminations", "truncations"), T)
+        lengths = {f"observations/{key}": len(value) for key, value in self.observations.items()}
+        lengths |= {name: len(getattr(self, name)) for name in ("rewards", "terminations", "truncations")}
+        return [
+            f"{name} must have {expected[name]} rows for {T} actions, got {length}"
+            for name, length in lengths.items()
+            if length != expected[name]
+        ]
+
+
+@dataclass(frozen=True)
+class EpisodeDataset:
+    """Episodes that share one spec. `fingerprint` depends on their content alone, not on the file that held them."""
+
+    path: Path
+    spec: DatasetSpec
+    episodes: tuple[Episode, ...]
+    dialect: str
+    fingerprint: str
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.episodes)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of all episodes together."""
+        return sum(episode.num_steps for episode in self.episodes)
+
+    @property
+    def success_rate(self) -> float | None:
+        """Share of successful episodes among those whose success is known; None where none is."""
+        known = [episode.success for episode in self.episodes if episode.success is not None]
+        return sum(known) / len(known) if known else None
+
+    def only_successful(self) -> EpisodeDataset:
+        """Returns the dataset of the successful episodes, with a fingerprint of its own.
+
+        Raises:
+            DatasetError: no episode succeeded.
+        """
+        episodes = tuple(episode for episode in self.episodes if episode.success)
+        if not episodes:
+            raise DatasetError(
+                f"{self.path}: none of {self.num_episodes} episodes succeeded; use the unfiltered dataset"
+            )
+        return replace(self, episodes=episodes, fingerprint=fingerprint(self.spec, episodes))
+
+
+def fingerprint(spec: DatasetSpec, episodes: tuple[Episode, ...]) -> str:
+    """Returns the sha256 (hex) of the spec and of every array, in episode order."""
+    digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
+    for episode in episodes:
+        for name, array in _arrays(episode).items():
+            digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(f"{episode.success}:{episode.has_final_observation}".encode())
+    return digest.hexdigest()
+
+
+def _arrays(episode: Episode) -> Mapping[str, np.ndarray]:
+    arrays = {f"observations/{key}": episode.observations[key] for key in sorted(episode.observations)}
+    return arrays | {name: getattr(episode, name) for name in ("actions", "rewards", "terminations", "truncations")}

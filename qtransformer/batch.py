@@ -1,0 +1,93 @@
+"""The data contract: what a dataset says of itself (specs) and what one training batch holds.
+
+Special about this file: it is the one module that datasets and the learner share, so it is numpy only
+and holds data without behaviour. Shapes are written once, here. It must not know torch, h5py or any environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+ObservationKind = Literal["state", "image", "text", "embedding"]
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """One observation key: `name`, `shape` of one frame, numpy `dtype`, `kind`, a name and a unit for each element."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    kind: ObservationKind = "state"
+    elements: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ActionSpec:
+    """The action vector: its limits in the environment's units, and a name and unit for each dimension."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    elements: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+
+    @property
+    def num_dimensions(self) -> int:
+        """Number of action dimensions."""
+        return len(self.low)
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """All that a model and a controller must know of a dataset, apart from its numbers."""
+
+    observations: tuple[ObservationSpec, ...]
+    actions: ActionSpec
+    control_hz: float | None = None
+    environment_id: str | None = None
+    environment_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns plain lists, dicts, strings and numbers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> DatasetSpec:
+        """Inverse of `to_json` (also after a round trip through a JSON file, where tuples became lists)."""
+        observations = tuple(ObservationSpec(**_tuples(each)) for each in data["observations"])
+        rest = {key: data[key] for key in ("control_hz", "environment_id", "environment_kwargs")}
+        return cls(observations, ActionSpec(**_tuples(data["actions"])), **rest)
+
+
+def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Segments of consecutive steps: B segments, T steps, A action dimensions; all arrays numpy, or all torch.
+
+        step           k = 0      1      2   ...  T-1
+        observations      o0     o1     o2   ...  oT-1   oT      (one more than steps: the successor of the last step)
+        actions, rewards  a0 r0  a1 r1  a2 r2 ... aT-1 rT-1
+
+    Where an episode ends inside a segment the rest is padding: `is_valid` is False, the last observation is repeated,
+    everything else is zero.
+    """
+
+    observations: Mapping[str, Any]  # each (B, T + 1, *shape)
+    actions: Any  # (B, T, A) float32, in the environment's units
+    rewards: Any  # (B, T) float32
+    terminations: Any  # (B, T) bool: the task ended here, no bootstrap
+    has_successor: Any  # (B, T) bool: observations[:, k + 1] is the real successor of step k
+    monte_carlo_returns: Any  # (B, T) float32: discounted return from step k to the end of its episode
+    is_success: Any  # (B,) bool: the episode that the segment was cut from succeeded
+    is_valid: Any  # (B, T) bool: False on padding
+
+    def map(self, function: Callable[[Any], Any]) -> Batch:
+        """Returns a batch with `function` applied to every array (to move it to torch, a device, a type)."""
+        values = {name: function(getattr(self, name)) for name in self.__dataclass_fields__ if name != "observations"}
+        return Batch(observations={key: function(value) for key, value in self.observations.items()}, **values)

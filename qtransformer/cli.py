@@ -1,0 +1,200 @@
+"""The command line: one subcommand a step of the path, each a thin function over the packages.
+
+Special about this file: a user's mistake ends here, as one line on standard error and exit code 2. Modules are imported
+inside the functions, so that evaluating a bundle never loads torch and `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from qtransformer.config import PRESETS, RunError, TrainConfig
+from qtransformer.console import print_summary, progress
+from qtransformer.deploy.controller import ControllerError
+from qtransformer_datasets.collect import CollectConfig, collect
+from qtransformer_datasets.schema import DatasetError
+
+_DESCRIPTION = (
+    "Offline reinforcement learning for robots with autoregressive Q-functions: "
+    "collect or inspect a log, train on it, evaluate in simulation, export to a robot controller."
+)
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Record a scripted expert with realistic mistakes: a log to train on."""
+
+    out: Path
+    """Folder to make."""
+    log: tyro.conf.OmitArgPrefixes[CollectConfig] = field(default_factory=CollectConfig)
+    """What to record."""
+
+    def run(self) -> None:
+        """Records, then prints what was recorded."""
+        collect(self.log, self.out)
+        Inspect(self.out).run()
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Say what a log is: format, counts, success rate, elements with units and ranges, problems."""
+
+    path: tyro.conf.Positional[Path]
+    """A Minari dataset: its folder or main_data.hdf5."""
+    json: bool = False
+    """Print JSON for programs."""
+
+    def run(self) -> None:
+        """Prints the description."""
+        from qtransformer_datasets.check import check_dataset
+        from qtransformer_datasets.formats import open_dataset
+        from qtransformer_datasets.inspect import describe, print_description
+
+        dataset = open_dataset(self.path)
+        description = describe(dataset, check_dataset(dataset))
+        _print_json(description) if self.json else print_description(description)
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy on a log."""
+
+    config: tyro.conf.OmitArgPrefixes[TrainConfig]
+    """The run."""
+
+    def run(self) -> None:
+        """Trains and names the run folder."""
+        from qtransformer.training import train
+
+        print(f"trained: {train(self.config)}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play episodes in simulation with a trained run or an exported bundle; a bundle needs no torch."""
+
+    path: tyro.conf.Positional[Path]
+    """The --out folder of `train`, or that of `export`."""
+    episodes: int = 100
+    """Episodes, with seeds seed, seed + 1, ..."""
+    num_envs: int = 4
+    """Environments side by side; the result does not depend on it."""
+    seed: int = 0
+    """Seed of the first episode."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
+    """Modules that register the environment's id."""
+    env_id: str | None = None
+    """Another environment than the one that the log came from."""
+    json: bool = False
+    """Print JSON for programs, every episode included."""
+
+    def run(self) -> None:
+        """Prints the success rate with its interval, return, length and latency."""
+        from qtransformer.evaluation import Plan, evaluate, make_environment
+        from qtransformer.loading import open_policy
+
+        opened = open_policy(self.path)
+        environment_id = self.env_id or opened.environment_id
+        if environment_id is None:
+            raise RunError(f"{self.path}: its log names no environment; name one with --env-id")
+        kwargs = {} if self.env_id else opened.environment_kwargs
+        with progress("evaluate", self.episodes) as advance:
+            evaluation = evaluate(
+                opened.policy,
+                lambda: make_environment(environment_id, kwargs, self.imports),
+                Plan(self.episodes, self.num_envs, self.seed),
+                on_episode=lambda _: advance(),
+            )
+        _print_json(evaluation.to_json()) if self.json else print_summary(evaluation.summary())
+
+
+@dataclass(frozen=True)
+class Export:
+    """Export a trained run to a bundle that a robot controller runs without torch."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run")]
+    """The --out folder of `train`."""
+    out: Path
+    """Folder to make."""
+
+    def run(self) -> None:
+        """Exports, checks parity, and prints the report."""
+        from qtransformer.deploy.export import export_bundle
+        from qtransformer.loading import load_run
+
+        loaded = load_run(self.run_folder)
+        report = export_bundle(
+            loaded.policy, spec=loaded.spec, samples=loaded.samples(), card=loaded.card(), out=self.out
+        )
+        _print_json(report)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The whole path on a small log: collect, train, evaluate, compare with cloning, export, report."""
+
+    out: Path = Path("runs/demo")
+    """Folder to make."""
+    quick: bool = False
+    """A few episodes and updates: shows that everything runs, not how well."""
+
+    def run(self) -> None:
+        """Runs the demo and prints its table."""
+        from qtransformer.demo import demo
+
+        demo(self.out, quick=self.quick)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns 0, or 2 after a user's mistake and 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments[0] if arguments else ""
+    try:
+        tyro.cli(_commands(arguments), args=arguments, prog="qtransformer", description=_DESCRIPTION).run()
+    except (RunError, DatasetError, ControllerError) as error:
+        print(f"qtransformer {name}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"qtransformer {name}: interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _commands(arguments: Sequence[str]) -> Any:
+    """Returns the union of the subcommands; a `--preset` among the arguments says where training's defaults start."""
+    preset = _option(arguments, "--preset")
+    defaults = next((values for name, values in PRESETS.items() if name == preset), {})
+    train = Train(TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **defaults))
+    return (
+        Annotated[Collect, tyro.conf.subcommand("collect")]
+        | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+        | Annotated[Train, tyro.conf.subcommand("train", default=train)]
+        | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Demo, tyro.conf.subcommand("demo")]
+    )
+
+
+def _option(arguments: Sequence[str], flag: str) -> str | None:
+    """Returns the value given to `flag`, as `flag value` or `flag=value`."""
+    for index, argument in enumerate(arguments):
+        if argument == flag and index + 1 < len(arguments):
+            return arguments[index + 1]
+        if argument.startswith(flag + "="):
+            return argument.removeprefix(flag + "=")
+    return None
+
+
+def _print_json(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""What a person watches: a progress bar, or plain lines where there is no terminal; and the table of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Advance = Callable[..., None]
+
+_LINES = 10  # how often progress is said without a terminal
+
+
+@contextmanager
+def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """Yields `advance(**figures)`: one unit of work is done; the newest figures stand beside the bar, on stderr."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[status]}"), console=console) as bar:
+        task = bar.add_task(name, total=total, completed=done, status="", visible=console.is_terminal)
+        every = max(1, total // _LINES)
+
+        def advance(**figures: float) -> None:
+            if figures:
+                bar.update(task, status="  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+            bar.advance(task)
+            state = bar.tasks[task]
+            completed = int(state.completed)
+            if not console.is_terminal and (completed % every == 0 or completed == total):
+                line = f"{name}: {completed}/{total}  {state.fields['status']}"
+                console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
+
+        yield advance
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Prints what `Evaluation.summary` returned."""
+    low, high = summary["interval"]
+    latency = summary["latency_ms"]
+    table = Table(title=f"Evaluation in {summary['environment_id']}", show_header=False, title_justify="left")
+    table.add_row("success", f"{summary['successes']} of {summary['episodes']} episodes")
+    table.add_row("success rate", f"{summary['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    table.add_row("mean return", f"{summary['mean_return']:.4g}")
+    table.add_row("mean length", f"{summary['mean_length']:.1f} steps")
+    table.add_row("policy call", f"{latency['median']:.1f} ms median, {latency['p99']:.1f} ms p99")
+    Console().print(table)

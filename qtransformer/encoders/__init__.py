@@ -1,0 +1,1 @@
+"""Encoders: raw observations of one step to the observation tokens of that step."""

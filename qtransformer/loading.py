@@ -1,0 +1,103 @@
+"""Opening what was made: a run folder of `train`, or a bundle of `export`, as something that acts.
+
+Modules are imported inside the functions, since a bundle must open in a process without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from qtransformer.batch import DatasetSpec
+from qtransformer.config import RunError, TrainConfig
+from qtransformer.evaluation import Policy
+
+if TYPE_CHECKING:
+    from qtransformer.deploy.export import Samples
+    from qtransformer.policy import GreedyPolicy
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """The newest checkpoint of a run, ready to act."""
+
+    folder: Path
+    policy: GreedyPolicy
+    spec: DatasetSpec
+    info: Mapping[str, Any]
+    """checkpoint.json: step, config, statistics, fingerprint, versions."""
+
+    def samples(self) -> Samples:
+        """Returns the logged observation windows that training kept for export.
+
+        Raises:
+            RunError: samples.npz is missing or damaged.
+        """
+        from qtransformer.deploy.export import Samples
+
+        path = self.folder / "samples.npz"
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                prefix = "observations/"
+                observations = {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
+                return Samples(observations, arrays["num_frames"])
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"{path}: is missing or damaged ({error}); train again") from error
+
+    def card(self) -> dict[str, Any]:
+        """Returns what a bundle says of its origin."""
+        kept = ("step", "config", "statistics", "return_scale", "dataset", "versions", "git_revision")
+        return {"algorithm": self.info["config"]["algorithm"], **{key: self.info[key] for key in kept}}
+
+
+@dataclass(frozen=True)
+class OpenedPolicy:
+    """A policy and the environment that its log came from."""
+
+    policy: Policy
+    environment_id: str | None
+    environment_kwargs: Mapping[str, Any]
+
+
+def load_run(folder: Path) -> LoadedRun:
+    """Returns the policy of a run's newest checkpoint.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is of another version.
+    """
+    from qtransformer.checkpoint import load_checkpoint
+    from qtransformer.policy import build_policy
+
+    checkpoint = load_checkpoint(folder)
+    info = checkpoint.info
+    spec = DatasetSpec.from_json(info["spec"])
+    policy = build_policy(TrainConfig.from_json(info["config"]), spec, info["statistics"])
+    policy.load_state_dict(checkpoint.weights)
+    return LoadedRun(folder, policy.eval(), spec, info)
+
+
+def open_policy(path: Path) -> OpenedPolicy:
+    """Opens a run folder or a bundle.
+
+    Raises:
+        RunError, ControllerError: it is neither, or damaged.
+    """
+    if (path / "policy.json").exists():
+        from qtransformer.deploy.controller import BundlePolicy
+
+        bundle = BundlePolicy(path)
+        environment = bundle.card["environment"]
+        return OpenedPolicy(bundle, environment["id"], environment["kwargs"])
+    if not path.is_dir():
+        raise RunError(f"{path}: must be the folder of a run or of a bundle, got no folder; check the path")
+    import torch
+
+    from qtransformer.policy import CheckpointPolicy
+
+    torch.set_num_threads(1)  # a decision is too small to share, and waiting threads would take the simulator's core
+    run = load_run(path)
+    return OpenedPolicy(CheckpointPolicy(run.policy), run.spec.environment_id, run.spec.environment_kwargs)

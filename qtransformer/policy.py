@@ -1,0 +1,113 @@
+"""The greedy policy: a window of raw observations in, an action in the environment's units out.
+
+Special about this file: normalisation, decoding, support mask and de-tokenising live in one module, so that what is
+evaluated and what is exported are the same graph. It must not know environments or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from qtransformer.backup import greedy_bins, values_at
+from qtransformer.batch import DatasetSpec
+from qtransformer.config import TrainConfig
+from qtransformer.encoders.state import StateEncoder, Statistics
+from qtransformer.model import QTransformer, TokenOutputs
+from qtransformer.tokens import ActionTokenizer
+
+_ROWS = 8  # inference always runs on this many rows, so that rounding cannot depend on how many environments run
+
+
+class PolicyOutputs(NamedTuple):
+    """One decision a row."""
+
+    actions: Float[Tensor, "batch dims"]
+    """In the environment's units."""
+    tokens: Int[Tensor, "batch tokens"]
+    q_max: Float[Tensor, "batch tokens"]
+    """Value in (0, 1) of the bin that was chosen, for each token."""
+    q_gap: Float[Tensor, "batch tokens"]
+    """How far that value lies above the mean over all bins."""
+    ok: Bool[Tensor, " batch"]
+    """Every output of the network was finite: a NaN would otherwise pass as bin 0 of every dimension."""
+
+
+class GreedyPolicy(nn.Module):
+    """The greedy bin of each token, token by token, each fed back (section 4.1, held to the support)."""
+
+    def __init__(
+        self, model: QTransformer, tokenizer: ActionTokenizer, support_threshold: float, support_temperature: float
+    ) -> None:
+        super().__init__()
+        self.model, self.tokenizer = model, tokenizer
+        self.support_threshold, self.support_temperature = support_threshold, support_temperature
+
+    def forward(self, observations: Mapping[str, Tensor], num_frames: Int[Tensor, " batch"]) -> PolicyOutputs:
+        """Decides on `observations`, each (batch, window, *shape), oldest first, the first `num_frames` real."""
+        tokens, outputs = self.model.greedy(observations, num_frames, self.choose)
+        q_values = outputs.q_values
+        q_max = values_at(q_values, tokens)
+        is_finite = outputs.q_logits.isfinite() & outputs.density_logits.isfinite()
+        return PolicyOutputs(
+            actions=self.tokenizer.decode(tokens),
+            tokens=tokens,
+            q_max=q_max,
+            q_gap=q_max - q_values.mean(dim=-1),
+            ok=is_finite.all(dim=-1).all(dim=-1),
+        )
+
+    def choose(self, outputs: TokenOutputs) -> Int[Tensor, "*batch"]:
+        """Returns the greedy bin of each token."""
+        return greedy_bins(outputs.q_values, outputs.density_logits, self.support_threshold, self.support_temperature)
+
+    def values(self, outputs: TokenOutputs) -> Float[Tensor, "*batch"]:
+        """Returns the value of each token's greedy bin: what stands for the maximum in eq. 1."""
+        return values_at(outputs.q_values, self.choose(outputs))
+
+
+def build_policy(config: TrainConfig, spec: DatasetSpec, statistics: Statistics) -> GreedyPolicy:
+    """Returns an untrained policy for the observations and actions of `spec`."""
+    tokenizer = ActionTokenizer(spec.actions, config.tokens)
+    encoder = StateEncoder(spec.observations, statistics, config.model.width)
+    model = QTransformer(encoder, tokenizer, config.model)
+    if config.algorithm == "behaviour_cloning":  # the most likely bin alone is supported
+        return GreedyPolicy(model, tokenizer, support_threshold=1.0, support_temperature=0.0)
+    return GreedyPolicy(model, tokenizer, config.learning.support_threshold, config.learning.support_temperature)
+
+
+class CheckpointPolicy:
+    """A greedy policy with the history of several running episodes (the `Policy` of `evaluation`)."""
+
+    def __init__(self, policy: GreedyPolicy) -> None:
+        self._policy = policy.eval()
+        self._window = policy.model.window
+        self._history: dict[int, list[Mapping[str, np.ndarray]]] = {}
+
+    def reset(self, slot: int) -> None:
+        """Forgets the history of `slot`."""
+        self._history[slot] = []
+
+    @torch.inference_mode()
+    def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        """Returns one action a slot, (len(slots), action_dim)."""
+        for slot, observation in zip(slots, observations, strict=True):
+            self._history[slot] = [*self._history[slot], observation][-self._window :]
+        blocks = [slots[first : first + _ROWS] for first in range(0, len(slots), _ROWS)]
+        return np.concatenate([self._act_block([self._history[slot] for slot in block]) for block in blocks])
+
+    def _act_block(self, histories: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> np.ndarray:
+        rows = [*histories, *[histories[0]] * (_ROWS - len(histories))]
+        padded = [[*frames, *[frames[-1]] * (self._window - len(frames))] for frames in rows]
+        device = self._policy.tokenizer.low.device
+        observations = {
+            key: torch.from_numpy(np.stack([[frame[key] for frame in row] for row in padded])).to(device)
+            for key in self._policy.model.encoder.keys
+        }
+        num_frames = torch.tensor([len(row) for row in rows], device=device)
+        return self._policy(observations, num_frames).actions[: len(histories)].cpu().numpy()

@@ -1,0 +1,194 @@
+"""Training, from a log to a run folder, in plain sight: build, loop, write down, save.
+
+    RUN/config.json      every setting, resolved       RUN/metrics.jsonl    one line every --log-every updates
+    RUN/samples.npz      logged observation windows    RUN/checkpoints/     see checkpoint.py
+
+It ties the dataset package to the learner, so nothing else may import it but the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from qtransformer.baselines import LEARNERS
+from qtransformer.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
+from qtransformer.config import RunError, TrainConfig
+from qtransformer.console import progress
+from qtransformer.learner import Learner
+from qtransformer.normalization import ReturnScale
+from qtransformer.policy import build_policy
+from qtransformer_datasets.check import check_dataset, raise_on_errors
+from qtransformer_datasets.formats import open_dataset
+from qtransformer_datasets.schema import EpisodeDataset
+from qtransformer_datasets.statistics import statistics
+from qtransformer_datasets.windows import SegmentSampler, discounted_returns
+
+_NUM_SAMPLES = 512  # logged windows kept for export: what its parity check and golden file are made of
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains as `config` says and returns the run folder.
+
+    Raises:
+        RunError, DatasetError: a setting, the folder or the data cannot be used; nothing was overwritten.
+    """
+    resume = _prepare_folder(config)
+    dataset = load_dataset(config)
+    torch.manual_seed(config.seed)
+    torch.set_num_threads(config.num_threads)
+    learner, sampler, info = build(config, dataset)
+    step = _restore(config.out, learner, sampler, info) if resume else _start_run(config, sampler, info)
+    save = _saver(config.out, learner, sampler, info)
+
+    started, first_step, recent = time.perf_counter(), step, []
+    with progress(config.algorithm, config.steps, step) as advance, _metrics(config.out) as write:
+        while step < config.steps:
+            recent.append(learner.update(sampler.sample()))
+            step += 1
+            shown = {}
+            if step % config.log_every == 0 or step == config.steps:
+                rate = (step - first_step) / (time.perf_counter() - started)
+                shown = {**_means(recent), "updates_per_second": rate}
+                write({"step": step, **shown})
+                recent = []
+            if step % config.checkpoint_every == 0 or step == config.steps:
+                save(step)
+            advance(**shown)
+    return config.out
+
+
+def load_dataset(config: TrainConfig) -> EpisodeDataset:
+    """Opens and checks the log; keeps the successful episodes alone if so asked."""
+    dataset = open_dataset(config.dataset)
+    findings = check_dataset(dataset)
+    raise_on_errors(findings)
+    console = Console(stderr=True)
+    for finding in findings:
+        console.print(f"{finding.severity} {finding.code}: {finding.message}", markup=False, style="yellow")
+    return dataset.only_successful() if config.only_successful else dataset
+
+
+def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, SegmentSampler, dict[str, Any]]:
+    """Returns the learner, its source of batches, and the description that goes into every checkpoint."""
+    sampler = SegmentSampler(
+        dataset,
+        segment_length=config.model.window,
+        batch_size=config.batch_size,
+        discount=config.learning.discount,
+        seed=config.seed,
+    )
+    info = {
+        "config": config.to_json(),
+        "spec": dataset.spec.to_json(),
+        "statistics": _plain(statistics(dataset)),
+        "return_scale": _return_scale(dataset, config),
+        "dataset": {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "episodes": dataset.num_episodes},
+    }
+    device = _device(config.device)
+    policy = build_policy(config, dataset.spec, info["statistics"]).to(device)
+    learner = LEARNERS[config.algorithm](policy, config, ReturnScale(**info["return_scale"]))
+    return learner, sampler, info
+
+
+def _prepare_folder(config: TrainConfig) -> bool:
+    """Returns whether there is a checkpoint to resume from; makes the folder.
+
+    Raises:
+        RunError: the folder already holds a run and --resume was not given, or holds a run of other settings.
+    """
+    written = config.out / "config.json"
+    if config.resume and written.exists():
+        before, now = json.loads(written.read_text()), config.to_json()
+        changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("resume", "steps", "out"))
+        if changed:
+            raise RunError(
+                f"--resume {config.out}: settings differ from the run's ({', '.join(changed)}); use the same"
+            )
+        return bool(checkpoint_folders(config.out))
+    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
+        raise RunError(f"--out {config.out}: already holds something; choose another folder, or --resume a run")
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--out {config.out}: cannot be made ({error.strerror}); choose another folder") from error
+    return False
+
+
+def _start_run(config: TrainConfig, sampler: SegmentSampler, info: dict[str, Any]) -> int:
+    """Writes what stays the same during the run; returns step 0."""
+    chosen = np.linspace(0, sampler.num_steps - 1, min(_NUM_SAMPLES, sampler.num_steps)).astype(int)
+    batch = sampler.segments(chosen)
+    frames = {f"observations/{key}": value[:, :-1] for key, value in batch.observations.items()}
+    np.savez_compressed(config.out / "samples.npz", num_frames=batch.is_valid.sum(axis=1), **frames)
+    (config.out / "config.json").write_text(json.dumps(info["config"], indent=1))
+    return 0
+
+
+def _restore(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str, Any]) -> int:
+    """Loads the newest checkpoint and drops the metrics written after it; returns its step."""
+    checkpoint = load_checkpoint(run)
+    if checkpoint.info["dataset"]["fingerprint"] != info["dataset"]["fingerprint"]:
+        raise RunError(f"--resume {run}: --dataset holds other data than the run began with; give the same dataset")
+    learner.load_state(checkpoint.weights, checkpoint.training_tensors())
+    sampler.load_state_dict(checkpoint.info["sampler"])
+    step = checkpoint.info["step"]
+    metrics = run / "metrics.jsonl"
+    kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+    metrics.write_text("".join(line + "\n" for line in kept))
+    return step
+
+
+@contextmanager
+def _metrics(run: Path) -> Iterator[Callable[[dict[str, float]], None]]:
+    with (run / "metrics.jsonl").open("a") as file:
+
+        def write(record: dict[str, float]) -> None:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+
+        yield write
+
+
+def _saver(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str, Any]) -> Callable[[int], Path]:
+    def save(step: int) -> Path:
+        weights, training = learner.state()
+        return save_checkpoint(run, {"step": step, **info, "sampler": sampler.state_dict()}, weights, training)
+
+    return save
+
+
+def _return_scale(dataset: EpisodeDataset, config: TrainConfig) -> dict[str, float]:
+    """Returns the range of discounted returns in the log, widened to hold 0, the return of nothing."""
+    returns = [discounted_returns(episode.rewards, config.learning.discount) for episode in dataset.episodes]
+    low = min(0.0, *(float(each.min()) for each in returns))
+    high = max(0.0, *(float(each.max()) for each in returns))
+    return {"low": low, "high": high if high > low else low + 1.0}
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(
+            f"--device {name}: is not usable here ({str(error).splitlines()[0]}); use cpu or auto"
+        ) from error
+
+
+def _plain(values: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+    return {key: {name: np.ravel(array).tolist() for name, array in each.items()} for key, each in values.items()}
+
+
+def _means(records: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
+    columns = list(records)
+    return {key: torch.stack([each[key] for each in columns]).mean().item() for key in columns[0]}

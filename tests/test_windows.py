@@ -1,0 +1,138 @@
+"""Segments: hand-worked numbers, padding, uniform starts, resuming; statistics of the same arrays."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dataset_fixtures import make_dataset, make_episode
+
+from qtransformer_datasets.schema import DatasetError, Episode
+from qtransformer_datasets.statistics import statistics
+from qtransformer_datasets.windows import SegmentSampler, discounted_returns
+
+
+def counting_episode(first, num_steps, *, final=True, success=True):
+    """Observation and action of step k are first + k, so that every number tells where it comes from."""
+    episode = make_episode(num_steps, success=success, final=final)
+    rows = (first + np.arange(num_steps + final))[:, None].astype(np.float32) * np.ones(2, np.float32)
+    return replace(episode, observations={"state": rows}, actions=rows[:num_steps])
+
+
+def make_sampler(tmp_path, episodes, **changes):
+    settings = {"segment_length": 3, "batch_size": 4, "discount": 0.5, "seed": 0} | changes
+    return SegmentSampler(make_dataset(tmp_path, episodes), **settings)
+
+
+def test_discounted_returns_by_hand():
+    np.testing.assert_allclose(discounted_returns(np.array([1.0, 0.0, 2.0, 4.0]), 0.5), [2.0, 2.0, 4.0, 4.0])
+    np.testing.assert_allclose(discounted_returns(np.array([0.0, 0.0, 1.0]), 0.9), [0.81, 0.9, 1.0])
+    assert discounted_returns(np.zeros(0), 0.9).shape == (0,)
+
+
+def test_segments_by_hand(tmp_path):
+    sampler = make_sampler(tmp_path, [counting_episode(10, 4), counting_episode(20, 2, success=False)])
+    batch = sampler.segments(np.array([0, 2, 4]))
+    assert batch.observations["state"][..., 0].tolist() == [[10, 11, 12, 13], [12, 13, 14, 14], [20, 21, 22, 22]]
+    assert batch.actions[..., 0].tolist() == [[10, 11, 12], [12, 13, 0], [20, 21, 0]]
+    assert batch.rewards.tolist() == [[0, 0, 0], [0, 1, 0], [0, 0, 0]]
+    assert batch.monte_carlo_returns.tolist() == [[0.125, 0.25, 0.5], [0.5, 1, 0], [0, 0, 0]]
+    assert batch.is_valid.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
+    assert batch.terminations.tolist() == [[False] * 3, [False, True, False], [False] * 3]
+    assert batch.has_successor.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
+    assert batch.is_success.tolist() == [True, True, False]
+
+
+def test_the_last_step_without_final_observation_has_no_successor(tmp_path):
+    sampler = make_sampler(tmp_path, [counting_episode(10, 2, final=False), counting_episode(20, 3)])
+    batch = sampler.segments(np.array([0, 2]))
+    assert batch.observations["state"][..., 0].tolist() == [[10, 11, 11, 11], [20, 21, 22, 23]]
+    assert batch.has_successor.tolist() == [[True, False, False], [True, True, True]]
+
+
+def test_shapes_and_types_of_the_contract(tmp_path):
+    batch = make_sampler(tmp_path, [make_episode(5), make_episode(7)], batch_size=6).sample()
+    described = {name: (value.shape, str(value.dtype)) for name, value in vars(batch).items() if name != "observations"}
+    assert described == {
+        "actions": ((6, 3, 2), "float32"),
+        "rewards": ((6, 3), "float32"),
+        "terminations": ((6, 3), "bool"),
+        "has_successor": ((6, 3), "bool"),
+        "monte_carlo_returns": ((6, 3), "float32"),
+        "is_success": ((6,), "bool"),
+        "is_valid": ((6, 3), "bool"),
+    }
+    assert (batch.observations["state"].shape, batch.observations["state"].dtype) == ((6, 4, 2), np.float32)
+
+
+def test_float64_observations_become_float32(tmp_path):
+    episode = make_episode()
+    double = replace(episode, observations={"state": episode.observations["state"].astype(np.float64)})
+    assert make_sampler(tmp_path, [double]).sample().observations["state"].dtype == np.float32
+
+
+def test_every_step_is_equally_likely_to_be_the_start(tmp_path):
+    episodes = [counting_episode(0, 1), counting_episode(100, 2), counting_episode(200, 17)]
+    sampler = make_sampler(tmp_path, episodes, batch_size=40_000)
+    starts, counts = np.unique(sampler.sample().observations["state"][:, 0, 0], return_counts=True)
+    assert starts.tolist() == [0, 100, 101, *range(200, 217)]
+    expected = 40_000 / 20
+    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-square, 19 degrees: 50 has probability 1e-4
+
+
+def test_a_resumed_sampler_continues_the_draws(tmp_path):
+    episodes = [make_episode(9, seed=seed) for seed in range(5)]
+    uninterrupted, first = make_sampler(tmp_path, episodes), make_sampler(tmp_path, episodes)
+    for _ in range(3):
+        uninterrupted.sample()
+        first.sample()
+    resumed = make_sampler(tmp_path, episodes, seed=99)
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for _ in range(3):
+        np.testing.assert_array_equal(uninterrupted.sample().actions, resumed.sample().actions)
+
+
+def test_resuming_on_other_data_is_refused(tmp_path):
+    state = make_sampler(tmp_path, [make_episode(seed=0)]).state_dict()
+    with pytest.raises(DatasetError, match=r"fingerprint \(.*\) must equal the saved .* resume with the dataset"):
+        make_sampler(tmp_path, [make_episode(seed=1)]).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"segment_length": 0}, r"segment_length \(0\) must be at least 1"),
+        ({"batch_size": 0}, r"batch_size \(0\) must be at least 1"),
+        ({"discount": 1.5}, r"discount \(1.5\) must be in \[0, 1\]"),
+    ],
+)
+def test_bad_settings(tmp_path, setting, message):
+    with pytest.raises(ValueError, match=message):
+        make_sampler(tmp_path, [make_episode()], **setting)
+
+
+def test_data_that_cannot_be_cut(tmp_path):
+    broken = replace(make_episode(3), rewards=np.zeros(2))
+    for episodes, message in (
+        ([broken], "episode_0: rewards must have 3 rows"),
+        ([make_episode(0)], "at least one step"),
+        ([], "at least one episode"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            make_sampler(tmp_path, episodes)
+
+
+def test_statistics_match_numpy_where_a_sum_of_squares_fails(tmp_path):
+    episodes = [make_episode(n, seed=n) for n in (1, 7, 30)]
+    episodes = [
+        replace(each, observations={"state": each.observations["state"] + 1e9}) for each in map(as_double, episodes)
+    ]
+    rows = np.concatenate([episode.observations["state"] for episode in episodes])
+    found = statistics(make_dataset(tmp_path, episodes))["state"]
+    for name in ("mean", "std", "min", "max"):
+        assert found[name].dtype == np.float64
+        np.testing.assert_allclose(found[name], getattr(rows, name)(axis=0), rtol=1e-6)
+
+
+def as_double(episode: Episode) -> Episode:
+    return replace(episode, observations={key: value.astype(np.float64) for key, value in episode.observations.items()})
