@@ -5,6 +5,7 @@ Modules are imported inside the functions, since a bundle must open in a process
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,13 +46,14 @@ class LoadedRun:
                 prefix = "observations/"
                 observations = {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
                 return Samples(observations, arrays["num_frames"])
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise RunError(f"{path}: is missing or damaged ({error}); train again") from error
 
     def card(self) -> dict[str, Any]:
         """Returns what a bundle says of its origin."""
         kept = ("step", "config", "statistics", "return_scale", "dataset", "versions", "git_revision")
-        return {"algorithm": self.info["config"]["algorithm"], **{key: self.info[key] for key in kept}}
+        ranges = {key: {"low": each["min"], "high": each["max"]} for key, each in self.info["statistics"].items()}
+        return {"observation_ranges": ranges, **{key: self.info[key] for key in kept}}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qtransformer.backup import greedy_bins, values_at
 from qtransformer.batch import DatasetSpec
-from qtransformer.config import TrainConfig
+from qtransformer.config import RunError, TrainConfig
 from qtransformer.encoders.state import StateEncoder, Statistics
 from qtransformer.model import QTransformer, TokenOutputs
 from qtransformer.tokens import ActionTokenizer
@@ -35,7 +35,8 @@ class PolicyOutputs(NamedTuple):
     q_gap: Float[Tensor, "batch tokens"]
     """How far that value lies above the mean over all bins."""
     ok: Bool[Tensor, " batch"]
-    """Every output of the network was finite: a NaN would otherwise pass as bin 0 of every dimension."""
+    """All inputs and outputs were finite. A NaN would otherwise pass as bin 0 of every dimension, an infinite reading
+    as the largest plausible one."""
 
 
 class GreedyPolicy(nn.Module):
@@ -53,13 +54,12 @@ class GreedyPolicy(nn.Module):
         tokens, outputs = self.model.greedy(observations, num_frames, self.choose)
         q_values = outputs.q_values
         q_max = values_at(q_values, tokens)
-        is_finite = outputs.q_logits.isfinite() & outputs.density_logits.isfinite()
         return PolicyOutputs(
             actions=self.tokenizer.decode(tokens),
             tokens=tokens,
             q_max=q_max,
             q_gap=q_max - q_values.mean(dim=-1),
-            ok=is_finite.all(dim=-1).all(dim=-1),
+            ok=_are_finite(outputs.q_logits, outputs.density_logits, *observations.values()),
         )
 
     def choose(self, outputs: TokenOutputs) -> Int[Tensor, "*batch"]:
@@ -79,6 +79,11 @@ def build_policy(config: TrainConfig, spec: DatasetSpec, statistics: Statistics)
     if config.algorithm == "behaviour_cloning":  # the most likely bin alone is supported
         return GreedyPolicy(model, tokenizer, support_threshold=1.0, support_temperature=0.0)
     return GreedyPolicy(model, tokenizer, config.learning.support_threshold, config.learning.support_temperature)
+
+
+def _are_finite(*arrays: Float[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
+    """Returns which rows hold neither NaN nor infinity in any of the arrays."""
+    return torch.stack([each.flatten(1).isfinite().all(dim=1) for each in arrays]).all(dim=0)
 
 
 class CheckpointPolicy:
@@ -102,7 +107,7 @@ class CheckpointPolicy:
         return np.concatenate([self._act_block([self._history[slot] for slot in block]) for block in blocks])
 
     def _act_block(self, histories: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> np.ndarray:
-        rows = [*histories, *[histories[0]] * (_ROWS - len(histories))]
+        rows = [*histories, *[histories[0]] * (_ROWS - len(histories))]  # filled up to a whole block
         padded = [[*frames, *[frames[-1]] * (self._window - len(frames))] for frames in rows]
         device = self._policy.tokenizer.low.device
         observations = {
@@ -110,4 +115,7 @@ class CheckpointPolicy:
             for key in self._policy.model.encoder.keys
         }
         num_frames = torch.tensor([len(row) for row in rows], device=device)
-        return self._policy(observations, num_frames).actions[: len(histories)].cpu().numpy()
+        outputs = self._policy(observations, num_frames)
+        if not outputs.ok.all():
+            raise RunError("an observation or the network's output is not finite; look for a diverged simulation")
+        return outputs.actions[: len(histories)].cpu().numpy()

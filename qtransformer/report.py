@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,26 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from qtransformer import report_plots as plots
 from qtransformer.config import RunError
-from qtransformer.report_plots import (
-    LOSSES,
-    PALETTE,
-    Q_SERIES,
-    Curves,
-    QPlot,
-    Row,
-    Series,
-    all_series,
-    comparison_png,
-    has_metric,
-    interval_chart,
-    loss_chart,
-    percent,
-    plotting,
-    q_chart,
-    q_panels,
-    spread,
-)
+from qtransformer.report_plots import LOSSES, PALETTE, Q_SERIES, Curves, QPlot, Row, Series
 
 __all__ = ["Animation", "Curves", "QPlot", "Report", "Row", "render", "save_picture", "write_report"]
 
@@ -47,7 +29,7 @@ NO_ANIMATION = (
 _MAX_ANIMATION_BYTES = 1_100_000  # 1.5 MB as base64
 _MAX_FRAMES = 120
 # Width in pixels and WebP quality, tried in this order until the animation is small enough.
-_ENCODINGS = ((480, 80), (480, 60), (360, 50), (240, 40), (160, 20))
+_ENCODINGS = ((480, 80), (320, 50), (160, 20))
 
 
 @dataclass(frozen=True)
@@ -95,7 +77,9 @@ def save_picture(report: Report, path: Path) -> None:
         for index in dict.fromkeys(np.linspace(0, count - 1, 4).round().astype(int).tolist()):
             frames.append(report.animation.frames[index])
             captions.append(f"{index / report.animation.fps:.1f} s")
-    _write_atomically(path, comparison_png(report.rows, all_series(report.rows, report.curves), frames, captions))
+    _write_atomically(
+        path, plots.comparison_png(report.rows, plots.all_series(report.rows, report.curves), frames, captions)
+    )
 
 
 def render(report: Report) -> str:
@@ -104,7 +88,7 @@ def render(report: Report) -> str:
     Raises:
         RunError: matplotlib is not installed.
     """
-    series = all_series(report.rows, report.curves)
+    series = plots.all_series(report.rows, report.curves)
     sections = [
         _section("Success rate", _success(report.rows, series)),
         _section("Training", _training(report.curves, series)),
@@ -134,32 +118,43 @@ def _success(rows: Sequence[Row], series: Mapping[str, Series]) -> Iterator[str]
     body = "\n".join(_table_row(row, series[row.name]) for row in rows)
     table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
     yield f'<div class="pair"><div class="scroll card" tabindex="0">{table}</div>'
-    yield _figure("Success rate with its 95 % interval", interval_chart(rows, series)) + "</div>"
+    yield _figure("Success rate with its 95 % interval", plots.interval_chart(rows, series)) + "</div>"
 
 
 def _table_row(row: Row, series: Series) -> str:
     note = f"<small>{escape(row.note)}</small>" if row.note else ""
     cells = (
         f'<i class="dot" style="background:var(--{series.colour})"></i>{escape(row.label)}{note}',
-        f"<b>{percent(row.rate)}</b>",
-        spread(row),
+        f"<b>{plots.percent(row.rate)}</b>",
+        plots.spread(row),
         f"{row.successes} of {row.episodes}",
-        f"{row.mean_length:.4g} steps",
+        f"{row.mean_length:.0f} steps",
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _training(curves: Curves, series: Mapping[str, Series]) -> Iterator[str]:
-    losses = [key for key in LOSSES if any(has_metric(run, key) for run in curves.values())]
+    losses = [key for key in LOSSES if any(plots.has_metric(run, key) for run in curves.values())]
     if losses:
         yield _legend(series[name] for name in curves)
-        yield _grid((key.replace("_", " "), loss_chart(curves, series, key)) for key in losses)
-    with_q = [name for name, run in curves.items() if any(has_metric(run, key) for key in Q_SERIES)]
+        yield _grid((key.replace("_", " "), _loss_chart(curves, series, key)) for key in losses)
+    with_q = [name for name, run in curves.items() if any(plots.has_metric(run, key) for key in Q_SERIES)]
     if with_q:
         yield _legend(Q_SERIES.values())
-        yield _grid((series[name].label, q_chart(curves[name], series[name].label)) for name in with_q)
+        yield _grid((series[name].label, _q_chart(curves[name], series[name].label)) for name in with_q)
     if not losses and not with_q:
         yield '<p class="muted">No metrics were recorded.</p>'
+
+
+def _loss_chart(curves: Curves, series: Mapping[str, Series], key: str) -> str:
+    lines = [(series[name], run, key) for name, run in curves.items() if plots.has_metric(run, key)]
+    labels = ", ".join(each.label for each, *_ in lines)
+    return plots.line_chart(lines, f"{key} over training steps of {labels}", may_be_log=True)
+
+
+def _q_chart(run: Sequence[plots.Metrics], label: str) -> str:
+    lines = [(series, run, key) for key, series in Q_SERIES.items()]
+    return plots.line_chart(lines, f"Q-values, targets and returns over training steps of {label}", may_be_log=False)
 
 
 def _q_values(plot: QPlot) -> Iterator[str]:
@@ -168,7 +163,7 @@ def _q_values(plot: QPlot) -> Iterator[str]:
     if plot.logged is None:
         del keys["logged"]
     yield _legend_of(f'<i class="{kind}"></i>{text}' for kind, text in keys.items())
-    yield _grid(q_panels(plot))
+    yield _grid(plots.q_panels(plot))
 
 
 def _rollout(animation: Animation | None) -> Iterator[str]:
@@ -182,7 +177,7 @@ def _rollout(animation: Animation | None) -> Iterator[str]:
 
 def _encoded(animation: Animation) -> bytes:
     """Returns an animated WebP that plays in real time, in the best encoding that is small enough."""
-    with plotting():
+    with plots.plotting():
         from PIL import Image
 
         stride = -(-len(animation.frames) // _MAX_FRAMES)
@@ -234,16 +229,12 @@ def _variables() -> str:
 
 def _write_atomically(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-        temporary = Path(file.name)
-        try:
-            file.write(data)
-            file.close()
-            temporary.chmod(0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 _PAGE = """<!DOCTYPE html>
@@ -278,17 +269,17 @@ p{margin:0 0 12px;max-width:75ch}
 .introduction{font-size:1.05rem}
 .muted,small,figcaption,dt{color:var(--muted)}
 .card{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px;margin:0}
-.pair,.grid{display:grid;gap:16px;align-items:start}
-.grid{grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr))}
+.pair,.grid{display:grid;gap:16px}
+.grid{grid-template-columns:repeat(auto-fill,minmax(min(100%,265px),1fr))}
 @media (min-width:1000px){.pair{grid-template-columns:minmax(0,8fr) minmax(0,5fr)}}
 .pair>*,.grid>*{min-width:0}
 .scroll{overflow-x:auto;padding:4px 0}
 table{border-collapse:collapse;width:100%;overflow-wrap:normal;font-variant-numeric:tabular-nums}
 th,td{padding:10px 16px;text-align:right;white-space:nowrap;vertical-align:top}
 th{font-size:.85rem;font-weight:500;color:var(--muted)}
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:11rem}
+th:first-child,td:first-child{text-align:left;white-space:normal;min-width:11rem;padding-left:34px}
 tbody tr{border-top:1px solid var(--rule)}
-small{display:block;padding-left:18px}
+small{display:block}
 figcaption{font-size:.9rem;margin-bottom:6px}
 svg{display:block;width:100%;height:auto}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
@@ -296,14 +287,14 @@ svg text{font-family:inherit!important;font-variant-numeric:tabular-nums}
 .legend{display:flex;flex-wrap:wrap;gap:4px 20px;font-size:.9rem;max-width:none}
 .grid+.legend{margin-top:24px}
 .legend i,.dot{display:inline-block;vertical-align:middle;margin:-2px 8px 0 0}
-.dot{width:10px;height:10px;border-radius:50%}
+.dot{width:10px;height:10px;border-radius:50%;margin-left:-18px}
 .line{width:24px;border-top:3px solid var(--series-0)}
 .bar{width:14px;height:14px;background:var(--bars)}
 .greedy{width:10px;height:10px;border-radius:50%;background:var(--series-1)}
 .logged{width:14px;height:14px;border-radius:50%;border:1.5px solid var(--ink)}
-.rollout{display:table;max-width:100%}
-.rollout img{display:block;max-width:100%;height:auto;border-radius:6px;margin-bottom:8px}
+.rollout{max-width:514px}
+.rollout img{display:block;width:100%;height:auto;border-radius:6px;margin-bottom:8px}
 dl{display:grid;grid-template-columns:minmax(0,max-content) minmax(0,1fr);gap:8px 24px}
 dd{margin:0;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.88rem;white-space:pre-wrap}
-@media (max-width:600px){dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:10px}}
+@media (max-width:600px){th,td{padding:10px 8px}dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:10px}}
 """

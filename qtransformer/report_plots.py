@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -43,9 +43,9 @@ PALETTE = {  # CSS variable -> (light, dark); the light values must differ from 
 }
 _NUM_COLOURS = sum(name.startswith("series-") for name in PALETTE)
 _LINES = ("solid", "dashed", "dotted")  # these names mean the same to matplotlib and to CSS borders
-_WIDTH, _HEIGHT = 340, 200  # of a panel, in CSS pixels when it is not scaled
+_PANEL = 250  # width in CSS pixels where the page does not scale it
 _MAX_POINTS = 400  # of a line; more cannot be seen
-_MAX_LABEL = 30  # characters of a label inside a figure
+_MAX_LABEL = 36  # characters of a label inside a figure
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class QPlot:
     """Q-values of every bin of every action token in one logged state; a dimension's name carries its unit."""
 
     dimensions: tuple[str, ...]
-    centres: Sequence[Float[np.ndarray, "bins"]]
+    centres: Sequence[Float[np.ndarray, " bins"]]
     q_values: Float[np.ndarray, "tokens bins"]
     density: Float[np.ndarray, "tokens bins"]
-    greedy: Integer[np.ndarray, "tokens"]
-    logged: Integer[np.ndarray, "tokens"] | None
+    greedy: Integer[np.ndarray, " tokens"]
+    logged: Integer[np.ndarray, " tokens"] | None
     caption: str
 
 
@@ -102,7 +102,7 @@ LOSSES = ("loss", "squared_error", "cross_entropy", "conservative")
 
 
 def all_series(rows: Sequence[Row], curves: Curves) -> dict[str, Series]:
-    """Returns the series of every name: a row and a run of the same name share it. Lines differ where colours repeat."""
+    """Returns the series of every name; a row and a run of one name share it, and lines differ where colours repeat."""
     labels = {**{name: name for name in curves}, **{row.name: row.label for row in rows}}
     names = [row.name for row in rows] + [name for name in curves if name not in {row.name for row in rows}]
     look = {name: divmod(place, _NUM_COLOURS) for place, name in enumerate(dict.fromkeys(names))}
@@ -120,35 +120,30 @@ def has_metric(lines: Sequence[Metrics], key: str) -> bool:
 def interval_chart(rows: Sequence[Row], series: Mapping[str, Series]) -> str:
     """Returns an SVG: one dot with its interval a row, from 0 to 100 %."""
     alt = "; ".join(f"{row.label} {percent(row.rate)} ({spread(row)})" for row in rows)
-    return _svg(lambda axes: _draw_intervals(axes, rows, series), 34 + 40 * len(rows), f"Success rates: {alt}")
+    return _svg(lambda axes: _draw_intervals(axes, rows, series), (295, 30 + 44 * len(rows)), f"Success rates: {alt}")
 
 
-def loss_chart(curves: Curves, series: Mapping[str, Series], key: str) -> str:
-    """Returns an SVG: metric `key` of every run over the training steps, on a log scale where it spans decades."""
-    lines = {name: _points(run, key) for name, run in curves.items() if has_metric(run, key)}
+def line_chart(lines: Sequence[tuple[Series, Sequence[Metrics], str]], alt: str, *, may_be_log: bool) -> str:
+    """Returns an SVG: for each (series, run, key) that metric over the training steps."""
+    points = [_points(run, key) for _, run, key in lines]
+    values = np.concatenate([values for _, values in points])
+    is_log = may_be_log and values.size > 0 and values.min() > 0 and values.max() > 50 * values.min()
 
     def draw(axes: Any) -> None:
-        for name, (steps, values) in lines.items():
-            _draw_line(axes, steps, values, series[name])
-        values = np.concatenate([values for _, values in lines.values()])
-        if values.size and values.min() > 0 and values.max() > 50 * values.min():
+        for (series, *_), (steps, values) in zip(lines, points, strict=True):
+            marker = "o" if len(steps) == 1 else None
+            axes.plot(steps, values, color=_light(series.colour), linestyle=series.line, linewidth=1.8, marker=marker)
+        if is_log:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter("")
-        _finish_steps(axes)
+        else:
+            _place_ticks(axes.yaxis)
+        _place_ticks(axes.xaxis)
+        axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if abs(step) >= 1000 else f"{step:g}")
+        axes.set_xlabel("step")
 
-    return _svg(draw, _HEIGHT, f"{key} over training steps of {', '.join(series[name].label for name in lines)}")
-
-
-def q_chart(run: Sequence[Metrics], label: str) -> str:
-    """Returns an SVG: the mean Q-values of one run over the training steps, against what they should meet."""
-
-    def draw(axes: Any) -> None:
-        for key, series in Q_SERIES.items():
-            _draw_line(axes, *_points(run, key), series)
-        _finish_steps(axes)
-
-    return _svg(draw, _HEIGHT, f"Q-values, targets and returns over training steps of {label}")
+    return _svg(draw, (_PANEL, 155), alt)
 
 
 def q_panels(plot: QPlot) -> Iterator[tuple[str, str]]:
@@ -162,7 +157,7 @@ def q_panels(plot: QPlot) -> Iterator[tuple[str, str]]:
             axes.set_ylim(low - margin, high + margin)
             _draw_bins(axes, plot, token)
 
-        yield dimension, _svg(draw, 170, f"Q over the bins of {dimension}: {plot.caption}")
+        yield dimension, _svg(draw, (_PANEL, 140), f"Q over the bins of {dimension}: {plot.caption}")
 
 
 def comparison_png(
@@ -212,7 +207,7 @@ def plotting() -> Iterator[None]:
         from matplotlib import rc_context
     except ImportError as error:
         raise RunError(f"a report needs {error.name}; install it with pip install 'qtransformer[plot]'") from error
-    with rc_context(_style()):
+    with rc_context(cast(Any, _style())):
         yield
 
 
@@ -246,12 +241,12 @@ def _light(name: str) -> str:
     return PALETTE[name][0]
 
 
-def _svg(draw: Callable[[Any], None], height: int, alt: str) -> str:
+def _svg(draw: Callable[[Any], None], size: tuple[int, int], alt: str) -> str:
     """Returns one panel as an SVG element to be put into a page; one unit of it is one pixel."""
     with plotting():
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(_WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         draw(figure.subplots())
         buffer = io.StringIO()
         nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
@@ -260,7 +255,7 @@ def _svg(draw: Callable[[Any], None], height: int, alt: str) -> str:
 
 
 def _inline(svg: str, alt: str) -> str:
-    """Returns matplotlib's SVG file as an element: no namespaces, no ids that repeat in a page, colours as variables."""
+    """Returns matplotlib's SVG file as an element: no namespaces, no ids that would repeat, colours as variables."""
     body = svg[svg.index(">", svg.index("<svg")) + 1 :]
     body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
     body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
@@ -279,19 +274,10 @@ def _points(run: Sequence[Metrics], key: str) -> tuple[np.ndarray, np.ndarray]:
     return steps, values
 
 
-def _draw_line(axes: Any, steps: np.ndarray, values: np.ndarray, series: Series) -> None:
-    marker = "o" if len(steps) == 1 else None
-    axes.plot(steps, values, color=_light(series.colour), linestyle=series.line, linewidth=1.8, marker=marker)
-
-
-def _finish_steps(axes: Any) -> None:
+def _place_ticks(axis: Any) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if abs(step) >= 1000 else f"{step:g}")
-    if axes.get_yscale() == "linear":
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.set_xlabel("step")
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
 
 
 def _draw_intervals(axes: Any, rows: Sequence[Row], series: Mapping[str, Series]) -> None:
@@ -301,16 +287,14 @@ def _draw_intervals(axes: Any, rows: Sequence[Row], series: Mapping[str, Series]
         axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=7, alpha=0.3, solid_capstyle="round")
         axes.plot(100 * row.rate, place, "o", color=colour, markersize=9, markeredgecolor=_light("card"), clip_on=False)
         label = row.label if len(row.label) <= _MAX_LABEL else row.label[: _MAX_LABEL - 1] + "…"
-        axes.text(0, place - 0.3, label, va="bottom")
-        axes.text(100, place - 0.3, f"{percent(row.rate)}  ({spread(row)})", va="bottom", ha="right")
+        axes.text(0, place - 0.2, label, va="bottom")
+        axes.text(100, place - 0.2, percent(row.rate), va="bottom", ha="right")
     axes.set(xlim=(-2, 102), ylim=(max(len(rows), 1) - 0.6, -0.9), yticks=[], xticks=range(0, 101, 25))
     axes.xaxis.set_major_formatter("{x:g} %")
 
 
 def _draw_bins(axes: Any, plot: QPlot, token: int) -> None:
     """Draws one token; the bars show how the density is shaped and have no scale."""
-    from matplotlib.ticker import MaxNLocator
-
     centres, q_values, density = plot.centres[token], plot.q_values[token], plot.density[token]
     bottom, top = axes.get_ylim()
     heights = 0.45 * (top - bottom) * density / max(float(density.max()), np.finfo(np.float32).tiny)
@@ -322,5 +306,5 @@ def _draw_bins(axes: Any, plot: QPlot, token: int) -> None:
         axes.plot(centres[bin], q_values[bin], "o", markersize=12, fillstyle="none", color=_light("ink"), clip_on=False)
     bin = plot.greedy[token]
     axes.plot(centres[bin], q_values[bin], "o", markersize=7, color=_light("series-1"), clip_on=False)
-    axes.xaxis.set_major_locator(MaxNLocator(5))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    _place_ticks(axes.xaxis)
+    _place_ticks(axes.yaxis)

@@ -32,8 +32,8 @@ FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
 ORDER = ["batch", "config", "console", "tokens", "normalization", "encoders", "model", "backup", "losses"]
-ORDER += ["policy", "learner", "baselines", "checkpoint", "evaluation", "report", "deploy", "loading"]
-ORDER += ["training", "demo", "cli"]
+ORDER += ["policy", "learner", "baselines", "checkpoint", "evaluation", "report_plots", "report", "deploy", "loading"]
+ORDER += ["training", "rollout", "demo_report", "demo", "cli"]
 COMMAND_LINE = {"training", "demo", "cli"}  # these tie the three packages together
 
 # Top-level names that a package must not import, and the files that are let off.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qtransformer.batch import DatasetSpec
 from qtransformer.config import RunError
@@ -72,26 +72,6 @@ class Samples:
     """(n,) int64, in 1..window."""
 
 
-class PolicyGraph(nn.Module):
-    """A greedy policy that is not ok, either, when an observation is not finite.
-
-    The standardiser's clip turns an infinite reading into a finite one, which the network's own check cannot see.
-    """
-
-    def __init__(self, policy: GreedyPolicy) -> None:
-        super().__init__()
-        self.policy = policy
-
-    def forward(self, observations: Mapping[str, Tensor], num_frames: Tensor) -> PolicyOutputs:
-        """Returns the policy's outputs with the stricter `ok`."""
-        outputs = self.policy(observations, num_frames)
-        ok = outputs.ok
-        for values in observations.values():
-            if values.is_floating_point():
-                ok = ok & values.flatten(1).isfinite().all(dim=1)
-        return outputs._replace(ok=ok)
-
-
 def export_bundle(
     policy: GreedyPolicy, *, spec: DatasetSpec, samples: Samples, card: Mapping[str, Any], out: Path
 ) -> dict[str, Any]:
@@ -112,10 +92,10 @@ def export_bundle(
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"out ({out}) must not exist or be an empty folder; choose another name or remove it")
     inputs = _checked_inputs(policy, spec, samples)
-    graph = PolicyGraph(copy.deepcopy(policy)).cpu().eval()
-    golden = _golden(graph, inputs)
-    document = _document(graph.policy, spec, card, golden)
-    model = _onnx_model(graph, inputs, document)
+    policy = copy.deepcopy(policy).cpu().eval()
+    golden = _golden(policy, inputs)
+    document = _document(policy, spec, card, golden)
+    model = _onnx_model(policy, inputs, document)
     beside = out.with_name(out.name + ".writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
@@ -205,7 +185,7 @@ def _document(
         raise ExportError(f"card must be plain JSON with finite numbers ({error}); convert it") from error
 
 
-def _onnx_model(graph: PolicyGraph, inputs: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> Any:
+def _onnx_model(policy: GreedyPolicy, inputs: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> Any:
     """Returns the graph as an onnx.ModelProto: batch 1, static shapes, weights inside, no traces of this machine."""
     try:
         import onnx
@@ -219,7 +199,7 @@ def _onnx_model(graph: PolicyGraph, inputs: Mapping[str, np.ndarray], document: 
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"), torch.no_grad():
         program = torch.onnx.export(
-            graph,
+            policy,
             args=(),  # a lone dict here would be taken for keyword arguments
             kwargs={"observations": example, "num_frames": num_frames},
             input_names=list(inputs),
@@ -255,17 +235,17 @@ def _assert_is_plain(model: Any, document: Mapping[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _golden(graph: PolicyGraph, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _golden(policy: GreedyPolicy, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Returns the arrays of golden.npz: inputs, the network's outputs, and the bins that rounding could choose."""
     observations = {name: torch.from_numpy(array) for name, array in inputs.items()}
     num_frames = observations.pop("num_frames")
-    outputs: PolicyOutputs = graph(observations, num_frames)
-    tokens, logits = graph.policy.model.greedy(observations, num_frames, graph.policy.choose)
+    outputs: PolicyOutputs = policy(observations, num_frames)
+    tokens, logits = policy.model.greedy(observations, num_frames, policy.choose)
     assert tokens.equal(outputs.tokens)
     return {
         **{f"inputs.{name}": array for name, array in inputs.items()},
         **{f"outputs.{name}": array.numpy() for name, array in outputs._asdict().items()},
-        "is_tied": _tied_bins(graph.policy, tokens, logits).numpy(),
+        "is_tied": _tied_bins(policy, tokens, logits).numpy(),
     }
 
 

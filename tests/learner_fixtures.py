@@ -1,0 +1,116 @@
+"""Tiny policies, learners and batches that the learner's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from qtransformer.batch import ActionSpec, Batch, DatasetSpec
+from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
+from qtransformer.learner import QTransformerLearner
+from qtransformer.model import QTransformer
+from qtransformer.normalization import ReturnScale
+from qtransformer.policy import GreedyPolicy, build_policy
+from qtransformer_datasets.formats.minari_metadata import derive_observation
+
+UNIT = ReturnScale(0.0, 1.0)
+PLAIN = LearningConfig(  # eq. 1 alone: no bound, no regulariser, no density, one-hot labels
+    monte_carlo_bound=False,
+    conservative_weight=0.0,
+    support_temperature=0.0,
+    density_weight=0.0,
+    label_width=0.0,
+    weight_decay=0.0,
+)
+
+
+def make_config(learning: LearningConfig | None = None, **changes: Any) -> TrainConfig:
+    """A small run; `num_bins`, `num_levels` and the fields of the model stand beside those of the run."""
+    tokens = {name: changes.pop(name) for name in ("num_bins", "num_levels") if name in changes}
+    model = {name: changes.pop(name) for name in ("window", "width", "num_layers", "num_heads") if name in changes}
+    settings: dict[str, Any] = {"dataset": Path("log"), "out": Path("run"), "steps": 50, "batch_size": 4}
+    return TrainConfig(
+        tokens=TokenConfig(**{"num_bins": 4, **tokens}),
+        model=ModelConfig(**{"window": 3, "width": 16, "num_layers": 2, "num_heads": 2, **model}),
+        learning=learning or LearningConfig(),
+        **{**settings, **changes},
+    )
+
+
+def make_spec(num_dimensions: int = 3, size: int = 2) -> DatasetSpec:
+    """Actions in [-1, 1], one state key."""
+    actions = ActionSpec((-1.0,) * num_dimensions, (1.0,) * num_dimensions)
+    return DatasetSpec((derive_observation("state", (size,), "float32"),), actions)
+
+
+def make_policy(config: TrainConfig, *, num_dimensions: int = 3, size: int = 2, seed: int = 0) -> GreedyPolicy:
+    """A fresh policy on observations that are standardised already."""
+    torch.manual_seed(seed)
+    statistics = {"state": {"mean": [0.0] * size, "std": [1.0] * size}}
+    return build_policy(config, make_spec(num_dimensions, size), statistics)
+
+
+def enlarge(policy: GreedyPolicy) -> GreedyPolicy:
+    """Makes the random weights so large that every input tells on the outputs."""
+    with torch.no_grad():
+        for name, parameter in policy.named_parameters():
+            if "embedding" in name or name.endswith("head.weight"):
+                parameter.mul_(25)
+    return policy.eval()
+
+
+def make_learner(config: TrainConfig, scale: ReturnScale = UNIT, **sizes: int) -> QTransformerLearner:
+    """A learner of a fresh policy."""
+    return QTransformerLearner(make_policy(config, **sizes), config, scale)
+
+
+def set_values(model: QTransformer, table: Sequence[Sequence[float]]) -> None:
+    """Lets the model say Q = table[token][bin] whatever it sees, and the same density for every bin."""
+    with torch.no_grad():
+        model.q_head.weight.zero_()
+        model.q_head.bias.copy_(torch.logit(torch.tensor(table)))
+        model.density_head.weight.zero_()
+        model.density_head.bias.zero_()
+
+
+def make_batch(num_segments: int = 4, *, num_steps: int = 3, num_dimensions: int = 3, seed: int = 0, **changes: Any):
+    """Random segments without padding or terminations; `changes` replace fields."""
+    generator = np.random.default_rng(seed)
+    B, T, A = num_segments, num_steps, num_dimensions
+    batch = Batch(
+        observations={"state": generator.normal(size=(B, T + 1, 2)).astype(np.float32)},
+        actions=generator.uniform(-1, 1, (B, T, A)).astype(np.float32),
+        rewards=generator.uniform(0, 0.1, (B, T)).astype(np.float32),
+        terminations=np.zeros((B, T), bool),
+        has_successor=np.ones((B, T), bool),
+        monte_carlo_returns=generator.uniform(0, 1, (B, T)).astype(np.float32),
+        is_success=np.ones(B, bool),
+        is_valid=np.ones((B, T), bool),
+    )
+    return replace(batch, **changes)
+
+
+def to_torch(batch: Batch) -> Batch:
+    """The batch as the learner's equations take it."""
+    return batch.map(lambda array: torch.from_numpy(np.asarray(array)))
+
+
+def concatenate(*batches: Batch) -> Batch:
+    """The segments of all batches in one."""
+    fields = {name: np.concatenate([getattr(each, name) for each in batches]) for name in FIELDS}
+    keys = batches[0].observations
+    return Batch({key: np.concatenate([each.observations[key] for each in batches]) for key in keys}, **fields)
+
+
+FIELDS = tuple(name for name in Batch.__dataclass_fields__ if name != "observations")
+
+
+def assert_same_bits(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:
+    """Fails with the names of the tensors that differ."""
+    assert list(left) == list(right)
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
