@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS := 2
 # One thread a process: two test processes on two cores do not fight.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 RENDERING_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libegl-mesa0
 
 help:  ## show this list

@@ -73,7 +73,7 @@ def save_checkpoint(
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
         _sync(final.parent)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
         raise CheckpointError(
             f"{final}: cannot be written ({error}); free space or choose another --out, then --resume"
         ) from error
@@ -100,7 +100,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
     try:
         info = json.loads((path / "checkpoint.json").read_text())
         found = info["format_version"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path / 'checkpoint.json'}: is damaged ({error!r}); use an earlier checkpoint"
         ) from error

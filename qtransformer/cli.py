@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ _DESCRIPTION = (
     "Offline reinforcement learning for robots with autoregressive Q-functions: "
     "collect or inspect a log, train on it, evaluate in simulation, export to a robot controller."
 )
+_TRAIN = "Train a policy on a log."
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,6 @@ class Inspect:
         dataset = open_dataset(self.path)
         description = describe(dataset, check_dataset(dataset))
         _print_json(description) if self.json else print_description(description)
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train a policy on a log."""
-
-    config: tyro.conf.OmitArgPrefixes[TrainConfig]
-    """The run."""
-
-    def run(self) -> None:
-        """Trains and names the run folder."""
-        from qtransformer.training import train
-
-        print(f"trained: {train(self.config)}")
 
 
 @dataclass(frozen=True)
@@ -157,7 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
     try:
-        tyro.cli(_commands(arguments), args=arguments, prog="qtransformer", description=_DESCRIPTION).run()
+        command = tyro.cli(_commands(arguments), args=arguments, prog="qtransformer", description=_DESCRIPTION)
+        _train(command) if isinstance(command, TrainConfig) else command.run()
     except (RunError, DatasetError, ControllerError) as error:
         print(f"qtransformer {name}: error: {error}", file=sys.stderr)
         return 2
@@ -171,15 +160,21 @@ def _commands(arguments: Sequence[str]) -> Any:
     """Returns the union of the subcommands; a `--preset` among the arguments says where training's defaults start."""
     preset = _option(arguments, "--preset")
     defaults = next((values for name, values in PRESETS.items() if name == preset), {})
-    train = Train(TrainConfig(dataset=tyro.MISSING, out=tyro.MISSING, **defaults))
+    train = tyro.conf.arg(constructor=partial(TrainConfig, **defaults))
     return (
         Annotated[Collect, tyro.conf.subcommand("collect")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
-        | Annotated[Train, tyro.conf.subcommand("train", default=train)]
+        | Annotated[TrainConfig, tyro.conf.subcommand("train", description=_TRAIN), train, tyro.conf.OmitArgPrefixes]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
     )
+
+
+def _train(config: TrainConfig) -> None:
+    from qtransformer.training import train
+
+    print(f"trained: {train(config)}")
 
 
 def _option(arguments: Sequence[str], flag: str) -> str | None:

@@ -76,6 +76,8 @@ class LearningConfig:
     """Bins are chosen by Q + temperature * log density, Q in [0, 1]; 0 is the maximum of Q."""
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
+    advantage_sharpness: float = 1.0
+    """The density imitates an action exp(sharpness * its advantage in standard deviations) as much; 0: all alike."""
     label_width: float = 0.1
     """How far a logged action speaks for its neighbours: standard deviation as a share of the range; 0 is one-hot."""
     learning_rate: float = 1e-3
@@ -88,7 +90,13 @@ class LearningConfig:
     def __post_init__(self) -> None:
         for name in ("discount", "polyak", "support_threshold", "label_width"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "be in [0, 1]")
-        for name in ("conservative_weight", "support_temperature", "density_weight", "weight_decay"):
+        for name in (
+            "conservative_weight",
+            "support_temperature",
+            "density_weight",
+            "advantage_sharpness",
+            "weight_decay",
+        ):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "be at least 0")
         for name in ("learning_rate", "max_gradient_norm"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "be above 0")
@@ -155,7 +163,11 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "tokens": TokenConfig(num_bins=256),
         "model": ModelConfig(window=6),
         "learning": LearningConfig(
-            conservative_weight=1.0, support_temperature=0.0, density_weight=0.0, label_width=0.0
+            conservative_weight=1.0,
+            support_temperature=0.0,
+            density_weight=0.0,
+            advantage_sharpness=0.0,
+            label_width=0.0,
         ),
     },
 }

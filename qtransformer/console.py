@@ -20,8 +20,9 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Yields `advance(**figures)`: one unit of work is done; the newest figures stand beside the bar, on stderr."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, TextColumn("{task.fields[status]}"), console=console) as bar:
-        task = bar.add_task(name, total=total, completed=done, status="", visible=console.is_terminal)
+    status, is_plain = TextColumn("{task.fields[status]}"), not console.is_terminal
+    with Progress(*columns, status, console=console, disable=is_plain) as bar:
+        task = bar.add_task(name, total=total, completed=done, status="")
         every = max(1, total // _LINES)
 
         def advance(**figures: float) -> None:
@@ -30,7 +31,7 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
             bar.advance(task)
             state = bar.tasks[task]
             completed = int(state.completed)
-            if not console.is_terminal and (completed % every == 0 or completed == total):
+            if is_plain and (completed % every == 0 or completed == total):
                 line = f"{name}: {completed}/{total}  {state.fields['status']}"
                 console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -21,6 +21,7 @@ from qtransformer.config import RunError
 Observation = Mapping[str, np.ndarray]
 
 
+@runtime_checkable
 class Policy(Protocol):
     """What can be evaluated: it holds the history of `num_envs` episodes, one a slot."""
 
@@ -168,8 +169,8 @@ class _Slot:
             policy.reset(self.index)
 
     def observed(self) -> Observation:
-        """Returns the newest observation as a mapping; a plain array is the key `state`."""
-        return self.observation if isinstance(self.observation, Mapping) else {"state": self.observation}
+        """Returns the newest observation by key as in a log: nested keys joined by "/", a plain array is `state`."""
+        return _flatten(self.observation) if isinstance(self.observation, Mapping) else {"state": self.observation}
 
     def step(self, action: np.ndarray) -> EpisodeOutcome | None:
         """Advances the episode; returns its outcome when it ends."""
@@ -180,3 +181,10 @@ class _Slot:
             return None
         success = bool(info.get("success", self.episode_return > 0))
         return EpisodeOutcome(self.seed, success, self.episode_return, self.length)
+
+
+def _flatten(observation: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
+    flat: dict[str, np.ndarray] = {}
+    for key, value in observation.items():
+        flat |= _flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat

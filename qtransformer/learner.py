@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,17 @@ from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
 
 Figures = dict[str, Tensor]
+
+
+class Targets(NamedTuple):
+    """What the target network says of the logged tokens; values in [0, 1]."""
+
+    values: Float[Tensor, "batch time tokens"]
+    is_known: Bool[Tensor, "batch time tokens"]
+    """False on padding, and for the last token of a step that was cut off without its successor."""
+    advantages: Float[Tensor, "batch time"]
+    """R + gamma V(s') - V(s) of the logged action; known where the last token's target is."""
+
 
 _WARM_UP = 100  # updates
 _FINAL_RATE = 0.05  # of the peak learning rate
@@ -112,12 +124,15 @@ class QTransformerLearner(Learner):
         """Returns squared error + alpha * conservative + density weight * cross-entropy, averaged over real tokens."""
         tokens = self.policy.tokenizer.encode(batch.actions)
         outputs = self.policy.model({key: value[:, :-1] for key, value in batch.observations.items()}, tokens)
-        targets, has_target = self.targets(batch)
+        targets = self.targets(batch)
         labels = self.labels(tokens)
-        is_valid = batch.is_valid.unsqueeze(-1).expand_as(has_target)
-        error = masked_mean(losses.temporal_difference(outputs.q_values, labels, targets), has_target)
+        is_valid = batch.is_valid.unsqueeze(-1).expand_as(tokens)
+        error = masked_mean(losses.temporal_difference(outputs.q_values, labels, targets.values), targets.is_known)
         conservative = masked_mean(losses.conservative(outputs.q_values, labels, self._floor), is_valid)
-        cross_entropy = masked_mean(self.density_loss(outputs, labels), is_valid)
+        to_imitate = losses.advantage_weights(
+            targets.advantages, targets.is_known[..., -1], self.config.advantage_sharpness
+        )
+        cross_entropy = masked_mean(to_imitate.unsqueeze(-1) * self.density_loss(outputs, labels), is_valid)
         weights = self.config.conservative_weight, self.config.density_weight
         with torch.no_grad():
             figures = {
@@ -126,14 +141,14 @@ class QTransformerLearner(Learner):
                 "cross_entropy": cross_entropy.detach(),
                 "q_logged": self._shown(backup.values_at(outputs.q_values, tokens), is_valid),
                 "q_greedy": self._shown(self.policy.values(outputs), is_valid),
-                "target": self._shown(targets, has_target),
+                "target": self._shown(targets.values, targets.is_known),
                 "monte_carlo": masked_mean(batch.monte_carlo_returns, batch.is_valid),
             }
         return error + weights[0] * conservative + weights[1] * cross_entropy, figures
 
     @torch.no_grad()
-    def targets(self, batch: Batch) -> tuple[Float[Tensor, "batch time tokens"], Bool[Tensor, "batch time tokens"]]:
-        """Returns the target of every logged token, in [0, 1], and which tokens have one.
+    def targets(self, batch: Batch) -> Targets:
+        """Returns the target of every logged token.
 
         All tokens of a step come from one pass of the target network; the value of the next step from one further pass
         over observation tokens alone, the segment shifted by one:
@@ -159,7 +174,7 @@ class QTransformerLearner(Learner):
             has_target[..., -1] = has_last
         if self.config.monte_carlo_bound:
             targets = backup.monte_carlo_bound(targets, self.scale.to_unit(batch.monte_carlo_returns))
-        return targets, has_target
+        return Targets(targets, has_target, advantages=last - token_values[..., 0])
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the policy's tensors, and those of the target network and the optimizer."""

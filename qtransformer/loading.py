@@ -6,6 +6,7 @@ Modules are imported inside the functions, since a bundle must open in a process
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class LoadedRun:
                 prefix = "observations/"
                 observations = {key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)}
                 return Samples(observations, arrays["num_frames"])
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise RunError(f"{path}: is missing or damaged ({error}); train again") from error
 
     def card(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -46,3 +46,20 @@ def density(
 ) -> Float[Tensor, "*batch"]:
     """Returns the cross-entropy of the density against `labels`."""
     return -(labels * F.log_softmax(density_logits, dim=-1)).sum(dim=-1)
+
+
+def advantage_weights(
+    advantages: Float[Tensor, "*batch"], is_known: Bool[Tensor, "*batch"], sharpness: float
+) -> Float[Tensor, "*batch"]:
+    """Returns exp(sharpness * A / std(A)), at most a factor e^2 above and e^3 below the average step; its mean is one.
+
+    Actions that turned out better than the policy's own weigh more in the density (MARWIL, Wang et al. 2018; AWAC,
+    arXiv 2006.09359). Advantages are counted in standard deviations of the batch, so that one sharpness serves every
+    scale of return. Where the advantage is not known the weight is one.
+    """
+    known = advantages[is_known]
+    if sharpness == 0 or known.numel() < 2:
+        return torch.ones_like(advantages)
+    standardised = (advantages - known.mean()) / known.std().clamp_min(1e-6)
+    weights = (sharpness * standardised).clamp(-3.0, 2.0).exp()
+    return torch.where(is_known, weights / weights[is_known].mean(), 1.0)

@@ -100,11 +100,26 @@ class CheckpointPolicy:
 
     @torch.inference_mode()
     def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-        """Returns one action a slot, (len(slots), action_dim)."""
+        """Returns one action a slot, (len(slots), action_dim).
+
+        Raises:
+            RunError: an observation is not like those of the log, or not finite.
+        """
         for slot, observation in zip(slots, observations, strict=True):
-            self._history[slot] = [*self._history[slot], observation][-self._window :]
+            self._history[slot] = [*self._history[slot], self._checked(observation)][-self._window :]
         blocks = [slots[first : first + _ROWS] for first in range(0, len(slots), _ROWS)]
         return np.concatenate([self._act_block([self._history[slot] for slot in block]) for block in blocks])
+
+    def _checked(self, observation: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """Returns a copy of the observation, since an environment may write the next one into the same arrays."""
+        frame = {key: np.array(value, ndmin=1) for key, value in observation.items()}
+        expected, found = self._policy.model.encoder.shapes, {key: value.shape for key, value in frame.items()}
+        if found != expected:
+            raise RunError(
+                f"observation must have the keys and shapes {expected} of the log, got {found}; "
+                "play in an environment like that of the log"
+            )
+        return frame
 
     def _act_block(self, histories: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> np.ndarray:
         rows = [*histories, *[histories[0]] * (_ROWS - len(histories))]  # filled up to a whole block

@@ -9,6 +9,7 @@ It ties the dataset package to the learner, so nothing else may import it but th
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def _prepare_folder(config: TrainConfig) -> bool:
     """
     written = config.out / "config.json"
     if config.resume and written.exists():
-        before, now = json.loads(written.read_text()), config.to_json()
+        before, now = _read_settings(written), config.to_json()
         changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("resume", "steps", "out"))
         if changed:
             raise RunError(
@@ -123,12 +124,20 @@ def _prepare_folder(config: TrainConfig) -> bool:
     return False
 
 
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise RunError(f"{path}: is damaged ({error}); begin a new run in another --out") from error
+
+
 def _start_run(config: TrainConfig, sampler: SegmentSampler, info: dict[str, Any]) -> int:
     """Writes what stays the same during the run; returns step 0."""
     chosen = np.linspace(0, sampler.num_steps - 1, min(_NUM_SAMPLES, sampler.num_steps)).astype(int)
     batch = sampler.segments(chosen)
     frames = {f"observations/{key}": value[:, :-1] for key, value in batch.observations.items()}
     np.savez_compressed(config.out / "samples.npz", num_frames=batch.is_valid.sum(axis=1), **frames)
+    (config.out / "metrics.jsonl").write_text("")  # a run that was interrupted before its first checkpoint left lines
     (config.out / "config.json").write_text(json.dumps(info["config"], indent=1))
     return 0
 
@@ -142,16 +151,24 @@ def _restore(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[st
     sampler.load_state_dict(checkpoint.info["sampler"])
     step = checkpoint.info["step"]
     metrics = run / "metrics.jsonl"
-    kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+    kept = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
     metrics.write_text("".join(line + "\n" for line in kept))
     return step
 
 
+def _step_of(line: str) -> float:
+    """Returns the step of a line of metrics.jsonl; infinity where a crash cut the line short."""
+    try:
+        return float(json.loads(line)["step"])
+    except ValueError:
+        return math.inf
+
+
 @contextmanager
-def _metrics(run: Path) -> Iterator[Callable[[dict[str, float]], None]]:
+def _metrics(run: Path) -> Iterator[Callable[[dict[str, int | float]], None]]:
     with (run / "metrics.jsonl").open("a") as file:
 
-        def write(record: dict[str, float]) -> None:
+        def write(record: dict[str, int | float]) -> None:
             file.write(json.dumps(record) + "\n")
             file.flush()
 

@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dataset_fixtures
 import numpy as np
 import torch
+from dataset_fixtures import make_episode
 
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec
 from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
@@ -17,6 +19,8 @@ from qtransformer.model import QTransformer
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy, build_policy
 from qtransformer_datasets.formats.minari_metadata import derive_observation
+from qtransformer_datasets.recorder import Recorder
+from qtransformer_datasets.schema import Episode
 
 UNIT = ReturnScale(0.0, 1.0)
 PLAIN = LearningConfig(  # eq. 1 alone: no bound, no regulariser, no density, one-hot labels
@@ -108,6 +112,21 @@ def concatenate(*batches: Batch) -> Batch:
 
 
 FIELDS = tuple(name for name in Batch.__dataclass_fields__ if name != "observations")
+
+
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors as they are now."""
+    return {name: value.clone() for name, value in tensors.items()}
+
+
+def write_log(path: Path, episodes: Sequence[Episode] | None = None) -> Path:
+    """Records the episodes, or some of its own; returns the folder."""
+    lengths = [(5, True), (7, False), (3, True), (9, False)]
+    own = [make_episode(length, seed=seed, success=success) for seed, (length, success) in enumerate(lengths)]
+    with Recorder(path, dataset_fixtures.make_spec()) as recorder:
+        for episode in episodes or own:
+            recorder.record(episode)
+    return path
 
 
 def assert_same_bits(left: Mapping[str, torch.Tensor], right: Mapping[str, torch.Tensor]) -> None:

@@ -22,6 +22,7 @@ class StateEncoder(nn.Module):
     def __init__(self, specs: tuple[ObservationSpec, ...], statistics: Statistics, width: int) -> None:
         super().__init__()
         self.keys = tuple(spec.name for spec in specs)
+        self.shapes = {spec.name: spec.shape for spec in specs}
         self.standardizers = nn.ModuleList(
             Standardizer(statistics[key]["mean"], statistics[key]["std"]) for key in self.keys
         )

@@ -1,0 +1,144 @@
+"""Checkpoints: what is written comes back, a crash at any point leaves the older ones, damage is named."""
+
+from __future__ import annotations
+
+import json
+import re
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+from learner_fixtures import assert_same_bits
+
+import qtransformer
+import qtransformer_datasets
+import qtransformer_envs
+from qtransformer import checkpoint as module
+from qtransformer.checkpoint import CheckpointError, checkpoint_folders, load_checkpoint, save_checkpoint
+
+WEIGHTS = {"a.weight": torch.randn(3, 2), "a.bias": torch.tensor(1.5), "ids": torch.arange(3)}
+TRAINING = {"optimizer.0.exp_avg": torch.randn(3, 2), "num_updates": torch.tensor(7)}
+
+
+def save(run, step=10, **info):
+    return save_checkpoint(run, {"step": step, "config": {"x": [1, None, "é"]}, **info}, WEIGHTS, TRAINING)
+
+
+def test_round_trip(tmp_path):
+    folder = save(tmp_path)
+    assert folder == tmp_path / "checkpoints" / "step_000000010"
+    for path in (tmp_path, folder):  # the run, or one checkpoint of it
+        read = load_checkpoint(path)
+        assert read.path == folder
+        assert_same_bits(dict(sorted(WEIGHTS.items())), dict(sorted(read.weights.items())))
+        assert_same_bits(dict(sorted(TRAINING.items())), dict(sorted(read.training_tensors().items())))
+        assert (read.info["step"], read.info["config"]) == (10, {"x": [1, None, "é"]})
+        assert {"python", "torch", "numpy", "qtransformer"} <= set(read.info["versions"])
+        assert read.info["format_version"] == module.FORMAT_VERSION
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    for step in (5, 90, 100, 1000):
+        save(tmp_path, step)
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step_000000100", "step_000001000"]
+    assert load_checkpoint(tmp_path).info["step"] == 1000
+
+
+def test_a_step_can_be_written_again(tmp_path):
+    save(tmp_path, 10)
+    save(tmp_path, 10, config="second")
+    assert load_checkpoint(tmp_path).info["config"] == "second"
+
+
+def test_a_half_written_checkpoint_is_ignored_and_replaced(tmp_path):
+    save(tmp_path, 10)
+    leftover = tmp_path / "checkpoints" / "step_000000020.writing"
+    leftover.mkdir()
+    (leftover / "weights.safetensors").write_bytes(b"half")
+    assert load_checkpoint(tmp_path).info["step"] == 10
+    save(tmp_path, 20)
+    assert load_checkpoint(tmp_path).info["step"] == 20
+    assert not leftover.exists()
+
+
+def test_a_crash_while_writing_leaves_the_older_one(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+
+    def crash(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_sync", crash)  # everything is written, nothing renamed
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path, 20)
+    assert load_checkpoint(tmp_path).info["step"] == 10
+
+
+def test_a_full_disk_is_explained_and_leaves_the_older_one(tmp_path):
+    save(tmp_path, 10)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"step_000000020: cannot be written .*; free space or choose another"
+        ):
+            save_checkpoint(tmp_path, {"step": 20}, {"large": torch.zeros(10_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(tmp_path).info["step"] == 10
+
+
+def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        save(tmp_path)
+
+
+def test_no_checkpoint(tmp_path):
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(CheckpointError, match=r"holds no checkpoint; give the --out folder"):
+            load_checkpoint(path)
+
+
+def test_another_format_version(tmp_path):
+    path = save(tmp_path) / "checkpoint.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps({**document, "format_version": 99, "versions": {"qtransformer": "7.1"}}))
+    with pytest.raises(CheckpointError, match=r"checkpoint format \(99\) must be 1; open it with qtransformer 7\.1"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", '{"format_ver', "{}", "[]", "null", "\x00" * 40])
+def test_a_damaged_description(tmp_path, content):
+    (save(tmp_path) / "checkpoint.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: is damaged .*; use an earlier checkpoint"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights", "training"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "noise"])
+def test_damaged_tensors(tmp_path, name, damage):
+    path = save(tmp_path) / f"{name}.safetensors"
+    content = path.read_bytes()
+    path.write_bytes({"missing": b"", "cut": content[:-3], "empty": b"", "noise": b"\xff" * 100}[damage])
+    if damage == "missing":
+        path.unlink()
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: is missing or damaged"):
+        load_checkpoint(tmp_path).training_tensors()
+
+
+def test_no_pickle_in_our_packages():
+    files = [
+        file
+        for package in (qtransformer, qtransformer_envs, qtransformer_datasets)
+        for file in Path(str(package.__file__)).parent.rglob("*.py")
+    ]
+    found = re.compile(r"import pickle|import (dill|joblib)|torch\.(load|save)\(|allow_pickle=True")
+    assert [str(file) for file in files if found.search(file.read_text())] == []
+    assert len(files) > 20
+
+
+def test_the_revision_is_that_of_this_checkout_or_unknown(monkeypatch):
+    assert module.git_revision() is None or re.fullmatch(r".*[0-9a-f]{40}\+?", str(module.git_revision()))
+    monkeypatch.setenv("PATH", "")
+    assert module.git_revision() is None

@@ -1,0 +1,59 @@
+"""What a person sees: plain lines without a terminal, and the table of an evaluation."""
+
+from __future__ import annotations
+
+from qtransformer.console import print_summary, progress
+
+SUMMARY = {
+    "environment_id": "test/Point-v0",
+    "successes": 8,
+    "episodes": 10,
+    "success_rate": 0.8,
+    "interval": [0.4901, 0.9434],
+    "mean_return": 0.75,
+    "mean_length": 12.34,
+    "latency_ms": {"median": 1.23, "p99": 4.56},
+}
+
+
+def test_ten_plain_lines_on_stderr_without_a_terminal(capsys):
+    with progress("train", 30) as advance:
+        for step in range(30):
+            advance(**({"loss": 0.123456} if step >= 20 else {}))
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == ""
+    assert len(lines) == 10
+    assert lines[0] == "train: 3/30"
+    assert lines[-1] == "train: 30/30  loss 0.1235"
+
+
+def test_progress_goes_on_where_a_run_was_resumed(capsys):
+    with progress("train", 20, done=18) as advance:
+        advance()
+        advance()
+    assert capsys.readouterr().err.splitlines() == ["train: 20/20"]
+
+
+def test_a_short_run_says_every_unit_and_a_long_one_says_the_last(capsys):
+    for total, expected in ((3, [1, 2, 3]), (25, [*range(2, 25, 2), 25])):
+        with progress("play", total) as advance:
+            for _ in range(total):
+                advance()
+        lines = capsys.readouterr().err.splitlines()
+        assert [line.removeprefix("play: ") for line in lines] == [f"{done}/{total}" for done in expected]
+
+
+def test_the_summary_names_every_figure_and_fits_80_columns(capsys):
+    print_summary(SUMMARY)
+    text = capsys.readouterr().out
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for part in (
+        "Evaluation in test/Point-v0",
+        "8 of 10 episodes",
+        "80.0% (95 % interval 49.0% to 94.3%)",
+        "0.75",
+        "12.3 steps",
+        "1.2 ms median, 4.6 ms p99",
+    ):
+        assert part in text

@@ -1,0 +1,213 @@
+"""One update: what moves, what must not, and that the same seed gives the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from learner_fixtures import (
+    PLAIN,
+    assert_same_bits,
+    concatenate,
+    copied,
+    make_batch,
+    make_config,
+    make_learner,
+    set_values,
+    to_torch,
+)
+
+from qtransformer.config import LearningConfig
+from qtransformer.learner import masked_mean
+from qtransformer.normalization import ReturnScale
+
+FIGURES = {"loss", "squared_error", "conservative", "cross_entropy", "q_logged", "q_greedy", "target"}
+FIGURES |= {"monte_carlo", "gradient_norm"}
+
+
+def everything(learner):
+    weights, training = learner.state()
+    return {**weights, **{f"training.{name}": value for name, value in training.items()}}
+
+
+def padded_batch():
+    """Segment 0 terminates after one step, segment 1 is truncated after two, segment 2 lacks its final observation."""
+    is_valid = np.array([[True, False, False], [True, True, False], [True, True, False], [True] * 3])
+    terminations, has_successor = np.zeros((4, 3), bool), is_valid.copy()
+    terminations[0, 0], has_successor[2, 1] = True, False
+    return make_batch(4, is_valid=is_valid, terminations=terminations, has_successor=has_successor)
+
+
+def test_figures_are_all_there_and_finite():
+    figures = make_learner(make_config()).update(padded_batch())
+    assert set(figures) == FIGURES
+    assert all(value.ndim == 0 and value.isfinite() and not value.requires_grad for value in figures.values())
+
+
+def test_the_loss_is_the_weighted_sum_of_its_parts():
+    learning = LearningConfig(conservative_weight=0.3, density_weight=0.7)
+    loss, figures = make_learner(make_config(learning)).loss(to_torch(padded_batch()))
+    expected = figures["squared_error"] + 0.3 * figures["conservative"] + 0.7 * figures["cross_entropy"]
+    torch.testing.assert_close(loss.detach(), expected)
+    assert all(figures[name] > 0 for name in ("squared_error", "conservative", "cross_entropy"))
+
+
+def test_the_loss_by_hand():
+    """Two tokens of two bins; Q is 0.8 and 0.2 for both; one terminal step, R = 1, bins 0 and 1 logged."""
+    learner = make_learner(make_config(replace(PLAIN, conservative_weight=1.0), window=1, num_bins=2), num_dimensions=2)
+    for policy in (learner.policy, learner.target):
+        set_values(policy.model, [[0.8, 0.2], [0.8, 0.2]])
+    ends = np.ones((1, 1), bool)
+    actions, rewards = np.array([[[-0.5, 0.5]]], np.float32), np.ones((1, 1), np.float32)
+    batch = make_batch(1, num_steps=1, num_dimensions=2, actions=actions, rewards=rewards, terminations=ends)
+    _, figures = learner.loss(to_torch(batch))
+    # targets are 0.8 (the best bin of the second token) and 1; logged values 0.8 and 0.2; the others 0.2 and 0.8
+    assert figures["squared_error"].item() == pytest.approx(0.5 * (0.0**2 + 0.8**2) / 2)
+    assert figures["conservative"].item() == pytest.approx(0.5 * (0.2**2 + 0.8**2) / 2)
+    assert figures["q_logged"].item() == pytest.approx(0.5)
+    assert figures["q_greedy"].item() == pytest.approx(0.8)
+    assert figures["target"].item() == pytest.approx(0.9)
+
+
+def test_better_actions_are_imitated_more():
+    """One token of two bins with density 3/4 and 1/4; V is 0.5; bin 0 brought 1, bin 1 brought 0."""
+    learning = replace(PLAIN, density_weight=1.0, advantage_sharpness=1.0)
+    learner = make_learner(make_config(learning, window=1, num_bins=2), num_dimensions=1)
+    for policy in (learner.policy, learner.target):
+        set_values(policy.model, [[0.5, 0.5]])
+    with torch.no_grad():
+        learner.policy.model.density_head.bias.copy_(torch.tensor([[0.75, 0.25]]).log())
+    actions, rewards = np.array([[[-0.5]], [[0.5]]], np.float32), np.array([[1.0], [0.0]], np.float32)
+    ends = np.ones((2, 1), bool)
+    batch = make_batch(2, num_steps=1, num_dimensions=1, actions=actions, rewards=rewards, terminations=ends)
+    _, figures = learner.loss(to_torch(batch))
+    better = 2 / (1 + np.exp(-np.sqrt(2)))  # advantages 0.5 and -0.5 are 1/sqrt 2 standard deviations off their mean
+    expected = (better * -np.log(0.75) + (2 - better) * -np.log(0.25)) / 2
+    assert figures["cross_entropy"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_values_are_shown_in_the_unit_of_the_log():
+    scale = ReturnScale(-10.0, 10.0)
+    learner = make_learner(make_config(replace(PLAIN, discount=0.5)), scale)
+    for policy in (learner.policy, learner.target):
+        set_values(policy.model, [[0.75, 0.25, 0.25, 0.25]] * 3)
+    _, figures = learner.loss(to_torch(make_batch(rewards=np.full((4, 3), -1.0, np.float32))))
+    assert figures["q_greedy"].item() == pytest.approx(5.0, abs=1e-4)
+    assert figures["target"].item() == pytest.approx((5.0 + 5.0 + (-1 + 0.5 * 5.0)) / 3, abs=1e-4)
+
+
+@pytest.mark.parametrize("backup", ["one_step", "n_step"])
+def test_what_is_in_the_padding_changes_nothing(backup):
+    batch, garbage = padded_batch(), make_batch(4, seed=7)
+    mask = batch.is_valid
+    frames = batch.observations["state"].copy()
+    frames[0, 2:], frames[1, 3:], frames[2, 2:] = 7.0, -7.0, 7.0  # all that no real step has as its successor
+    dirty = replace(
+        batch,
+        observations={"state": frames},
+        actions=np.where(mask[..., None], batch.actions, garbage.actions),
+        rewards=np.where(mask, batch.rewards, 100.0).astype(np.float32),
+        monte_carlo_returns=np.where(mask, batch.monte_carlo_returns, 100.0).astype(np.float32),
+    )
+    learners = [make_learner(make_config(LearningConfig(backup=backup))) for _ in range(2)]
+    figures = [learner.update(each) for learner, each in zip(learners, (batch, dirty), strict=True)]
+    assert_same_bits(figures[0], figures[1])
+    assert_same_bits(everything(learners[0]), everything(learners[1]))
+
+
+def test_the_loss_does_not_depend_on_the_size_of_the_batch():
+    # advantages are standardised over the batch, so their weights are left out here
+    learner, batch = make_learner(make_config(LearningConfig(advantage_sharpness=0.0))), padded_batch()
+    once, _ = learner.loss(to_torch(batch))
+    thrice, _ = learner.loss(to_torch(concatenate(batch, batch, batch)))
+    torch.testing.assert_close(once, thrice)
+
+
+def test_every_parameter_learns_and_the_target_does_not():
+    learner = make_learner(make_config())
+    before = copied(learner.target.state_dict())
+    loss, _ = learner.loss(to_torch(make_batch(16)))
+    loss.backward()
+    silent = [name for name, each in learner.policy.named_parameters() if each.grad is None or not each.grad.any()]
+    assert silent == []
+    assert all(each.grad is None and not each.requires_grad for each in learner.target.parameters())
+    assert_same_bits(before, learner.target.state_dict())
+
+
+def test_no_gradient_flows_through_the_targets():
+    learner = make_learner(make_config())
+    assert not any(each.requires_grad for each in learner.targets(to_torch(make_batch())))
+
+
+@pytest.mark.parametrize("polyak", [0.0, 0.75, 1.0])
+def test_the_target_network_keeps_its_share(polyak):
+    learner = make_learner(make_config(replace(LearningConfig(), polyak=polyak, learning_rate=0.5)))
+    before = copied(dict(learner.target.named_parameters()))
+    learner.update(make_batch())
+    after, policy = dict(learner.target.named_parameters()), dict(learner.policy.named_parameters())
+    for name in before:
+        torch.testing.assert_close(after[name], polyak * before[name] + (1 - polyak) * policy[name], rtol=0, atol=1e-7)
+    assert any(not torch.equal(before[name], policy[name]) for name in before)
+
+
+def test_the_target_network_is_a_copy_of_its_own():
+    learner = make_learner(make_config())
+    assert_same_bits(learner.policy.state_dict(), learner.target.state_dict())
+    shared = {each.data_ptr() for each in learner.policy.parameters()}
+    assert not shared & {each.data_ptr() for each in learner.target.parameters()}
+
+
+def test_the_targets_come_from_the_target_network():
+    learner, batch = make_learner(make_config()), to_torch(make_batch())
+    before = learner.targets(batch).values
+    set_values(learner.policy.model, [[0.9] * 4] * 3)
+    assert torch.equal(before, learner.targets(batch).values)
+    set_values(learner.target.model, [[0.9] * 4] * 3)
+    assert not torch.equal(before, learner.targets(batch).values)
+
+
+def test_the_same_seed_gives_the_same_bits():
+    learners = [make_learner(make_config(), seed=seed) for seed in (0, 0, 1)]
+    for learner in learners:
+        for seed in range(3):
+            learner.update(make_batch(seed=seed))
+    assert_same_bits(everything(learners[0]), everything(learners[1]))
+    assert not torch.equal(learners[0].policy.model.q_head.weight, learners[2].policy.model.q_head.weight)
+
+
+def test_a_restored_learner_goes_on_bit_by_bit():
+    learner, restored = make_learner(make_config()), make_learner(make_config(), seed=1)
+    learner.update(make_batch(seed=0))
+    weights, training = learner.state()
+    restored.load_state(copied(weights), copied(training))
+    for each in (learner, restored):
+        each.update(make_batch(seed=1))
+    assert restored.num_updates == 2
+    assert_same_bits(everything(learner), everything(restored))
+
+
+@pytest.mark.parametrize(
+    ("num_updates", "share"),
+    [(0, 0.01), (49, 0.5 * (1 - 0.95 * 49 / 1000)), (500, 0.525), (999, 1 - 0.95 * 0.999), (5000, 0.05)],
+)
+def test_the_learning_rate_warms_up_and_falls_to_a_twentieth(num_updates, share):
+    learner = make_learner(make_config(LearningConfig(learning_rate=0.2), steps=1000))
+    learner.num_updates = num_updates
+    learner.update(make_batch())
+    assert [group["lr"] for group in learner.optimizer.param_groups] == [pytest.approx(0.2 * share)] * 2
+
+
+def test_gradients_are_scaled_down_to_the_largest_norm():
+    learner = make_learner(make_config(LearningConfig(max_gradient_norm=1e-3)))
+    figures = learner.update(make_batch())
+    norm = torch.stack([each.grad.norm() for each in learner.policy.parameters() if each.grad is not None]).norm()
+    assert figures["gradient_norm"] > 1e-3
+    assert norm.item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_masked_mean_by_hand():
+    values, mask = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True])
+    assert masked_mean(values, mask).item() == 3.5
+    assert masked_mean(values, torch.zeros(3, dtype=torch.bool)).item() == 0.0

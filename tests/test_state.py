@@ -1,0 +1,56 @@
+"""The state encoder: which keys, in which order, standardised."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from qtransformer.batch import ObservationSpec
+from qtransformer.encoders.state import StateEncoder
+
+SPECS = (ObservationSpec("joints", (2, 2), "float64"), ObservationSpec("grip", (), "float32"))
+STATISTICS = {
+    "joints": {"mean": [0.0, 1.0, 2.0, 3.0], "std": [1.0, 1.0, 2.0, 0.0]},
+    "grip": {"mean": [0.5], "std": [0.5]},
+}
+
+
+@pytest.fixture
+def encoder():
+    torch.manual_seed(0)
+    return StateEncoder(SPECS, STATISTICS, width=8)
+
+
+def observe(joints, grip):
+    return {"joints": torch.tensor(joints)[None, None], "grip": torch.tensor(grip)[None, None]}
+
+
+def test_all_keys_are_standardised_and_joined_in_the_order_of_the_spec(encoder):
+    tokens = encoder(observe([[1.0, 1.0], [4.0, 99.0]], 1.0))
+    assert tokens.shape == (1, 1, 1, 8)
+    torch.testing.assert_close(tokens[0, 0, 0], encoder.embed(torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0])))
+
+
+def test_every_element_that_varied_tells(encoder):
+    base = encoder(observe([[0.0, 0.0], [0.0, 0.0]], 0.0))
+    for joints, grip in (([[1.0, 0.0], [0.0, 0.0]], 0.0), ([[0.0, 0.0], [1.0, 0.0]], 0.0), ([[0.0, 0.0]] * 2, 1.0)):
+        assert not torch.equal(encoder(observe(joints, grip)), base)
+    assert torch.equal(encoder(observe([[0.0, 0.0], [0.0, 1.0]], 0.0)), base)  # std 0 in the log
+
+
+def test_float64_observations_are_taken(encoder):
+    single = observe([[0.5, 0.0], [0.0, 0.0]], 0.25)
+    double = {key: value.double() for key, value in single.items()}
+    assert torch.equal(encoder(double), encoder(single))
+
+
+def test_steps_do_not_mix(encoder):
+    rows = torch.randn(2, 3, 2, 2), torch.randn(2, 3)
+    tokens = encoder({"joints": rows[0], "grip": rows[1]})
+    alone = encoder({"joints": rows[0][1:, 2:], "grip": rows[1][1:, 2:]})
+    torch.testing.assert_close(tokens[1, 2], alone[0, 0])
+
+
+def test_a_missing_key_is_an_error(encoder):
+    with pytest.raises(KeyError, match="grip"):
+        encoder({"joints": torch.zeros(1, 1, 2, 2)})

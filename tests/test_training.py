@@ -1,0 +1,236 @@
+"""Runs: what they leave behind, that an interrupted one ends bit by bit like another, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from dataset_fixtures import make_episode
+from learner_fixtures import assert_same_bits, make_config, write_log
+
+from qtransformer.checkpoint import CheckpointError, checkpoint_folders, load_checkpoint
+from qtransformer.config import LearningConfig, RunError
+from qtransformer.training import train
+from qtransformer_datasets.schema import DatasetError
+from qtransformer_datasets.windows import SegmentSampler
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return write_log(tmp_path_factory.mktemp("training") / "log")
+
+
+def make_run(log, out, **changes):
+    settings = {"dataset": log, "out": out, "steps": 20, "log_every": 5, "checkpoint_every": 10, **changes}
+    return make_config(**settings)
+
+
+def metrics(run, *, timed=False):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in each.items() if timed or key != "updates_per_second"} for each in lines]
+
+
+def all_tensors(run):
+    checkpoint = load_checkpoint(run)
+    return dict(sorted({**checkpoint.weights, **checkpoint.training_tensors()}.items()))
+
+
+def interrupt(monkeypatch, after):
+    """Presses Ctrl-C when batch `after` + 1 is drawn."""
+    sample, drawn = SegmentSampler.sample, []
+
+    def interrupted(self):
+        drawn.append(1)
+        if len(drawn) > after:
+            raise KeyboardInterrupt
+        return sample(self)
+
+    monkeypatch.setattr(SegmentSampler, "sample", interrupted)
+
+
+def train_interrupted(config, after):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupt(monkeypatch, after)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+
+
+@pytest.fixture(scope="module")
+def whole(log, tmp_path_factory):
+    """An uninterrupted run of 20 updates."""
+    return train(make_run(log, tmp_path_factory.mktemp("training") / "whole"))
+
+
+def test_what_a_run_leaves_behind(whole, log):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "metrics.jsonl",
+        "samples.npz",
+    ]
+    assert [path.name for path in checkpoint_folders(whole)] == ["step_000000010", "step_000000020"]
+    assert json.loads((whole / "config.json").read_text()) == make_run(log, whole).to_json()
+    lines = metrics(whole, timed=True)
+    assert [each["step"] for each in lines] == [5, 10, 15, 20]
+    assert all(np.isfinite(list(each.values())).all() for each in lines)
+    assert set(lines[0]) >= {"loss", "squared_error", "q_logged", "q_greedy", "gradient_norm", "updates_per_second"}
+
+
+def test_the_checkpoint_holds_what_evaluation_and_export_need(whole, log):
+    info = load_checkpoint(whole).info
+    assert info["spec"]["environment_id"] == "test/Point-v0"
+    assert set(info["statistics"]["state"]) == {"mean", "std", "min", "max"}
+    assert info["dataset"]["path"] == str(log)
+    assert info["dataset"]["episodes"] == 4
+    assert len(info["dataset"]["fingerprint"]) == 64
+    assert info["return_scale"] == {"low": 0.0, "high": 1.0}
+
+
+def test_the_same_seed_gives_the_same_bits(whole, log, tmp_path):
+    again = train(make_run(log, tmp_path / "again"))
+    assert_same_bits(all_tensors(whole), all_tensors(again))
+    assert metrics(whole) == metrics(again)
+    other = train(make_run(log, tmp_path / "other", seed=1, steps=1))
+    assert metrics(other)[0]["loss"] != metrics(whole)[0]["loss"]
+
+
+@pytest.mark.parametrize("after", [12, 17])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(whole, log, tmp_path, after):
+    config = make_run(log, tmp_path / "run")
+    train_interrupted(config, after)
+    assert [path.name for path in checkpoint_folders(config.out)] == ["step_000000010"]
+    train(replace(config, resume=True))
+    assert_same_bits(all_tensors(whole), all_tensors(config.out))
+    assert metrics(whole) == metrics(config.out)
+
+
+def test_a_run_without_checkpoint_starts_again_on_resume(whole, log, tmp_path):
+    config = make_run(log, tmp_path / "run")
+    train_interrupted(config, 7)
+    assert [each["step"] for each in metrics(config.out)] == [5]
+    train(replace(config, resume=True))
+    assert_same_bits(all_tensors(whole), all_tensors(config.out))
+    assert metrics(whole) == metrics(config.out)
+
+
+def test_resume_begins_a_run_where_there_is_none(whole, log, tmp_path):
+    train(make_run(log, tmp_path / "run", resume=True))
+    assert_same_bits(all_tensors(whole), all_tensors(tmp_path / "run"))
+
+
+def test_resume_survives_a_line_and_a_checkpoint_cut_short(whole, log, tmp_path):
+    config = make_run(log, tmp_path / "run")
+    train_interrupted(config, 17)
+    with (config.out / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 16, "lo')
+    (config.out / "checkpoints" / "step_000000020.writing").mkdir()
+    train(replace(config, resume=True))
+    assert_same_bits(all_tensors(whole), all_tensors(config.out))
+    assert metrics(whole) == metrics(config.out)
+
+
+def test_resuming_a_finished_run_changes_nothing(log, tmp_path):
+    config = make_run(log, tmp_path / "run", steps=5)
+    before = all_tensors(train(config)), metrics(config.out, timed=True)
+    train(replace(config, resume=True))
+    assert_same_bits(before[0], all_tensors(config.out))
+    assert metrics(config.out, timed=True) == before[1]
+
+
+def test_a_cloning_run_resumes_too(log, tmp_path):
+    config = make_run(log, tmp_path / "run", algorithm="behaviour_cloning", only_successful=True)
+    other = train(replace(config, out=tmp_path / "other"))
+    train_interrupted(config, 12)
+    train(replace(config, resume=True))
+    assert_same_bits(all_tensors(other), all_tensors(config.out))
+
+
+def test_only_successful_keeps_the_successes(log, tmp_path):
+    run = train(make_run(log, tmp_path / "run", only_successful=True, steps=1))
+    assert load_checkpoint(run).info["dataset"]["episodes"] == 2
+    with np.load(run / "samples.npz") as arrays:
+        assert len(arrays["num_frames"]) == 5 + 3
+
+
+@pytest.mark.parametrize(
+    ("rewards", "low", "high"),
+    [
+        ([0.0, 0.0, 1.0], 0.0, 1.0),  # returns 0.25, 0.5, 1
+        ([-1.0, -1.0, -1.0], -1.75, 0.0),  # returns -1.75, -1.5, -1, and 0 after the end
+        ([2.0, -3.0, 4.0], -1.0, 4.0),  # returns 1.5, -1, 4
+    ],
+)
+def test_the_return_scale_is_the_range_of_returns_and_holds_zero(tmp_path, rewards, low, high):
+    log = write_log(tmp_path / "log", [replace(make_episode(3), rewards=np.array(rewards))])
+    run = train(make_run(log, tmp_path / "run", steps=1, learning=LearningConfig(discount=0.5)))
+    assert load_checkpoint(run).info["return_scale"] == {"low": low, "high": high}
+
+
+def test_findings_are_said_before_training(tmp_path, capsys):
+    log = write_log(tmp_path / "log", [make_episode(3), make_episode(3)])
+    train(make_run(log, tmp_path / "run", steps=1))
+    assert "warning duplicate-episode" in " ".join(capsys.readouterr().err.split())
+
+
+def test_data_that_cannot_be_used_leaves_no_run(tmp_path):
+    episode = make_episode(4)
+    episode.actions[2, 1] = np.nan
+    log = write_log(tmp_path / "log", [episode])
+    with pytest.raises(DatasetError, match=r"episode_0 actions step 2 is NaN or infinite"):
+        train(make_run(log, tmp_path / "run"))
+    assert not list((tmp_path / "run").glob("*"))
+    log = write_log(tmp_path / "failures", [make_episode(4, success=False)])
+    with pytest.raises(DatasetError, match="rewards are zero at every step"):
+        train(make_run(log, tmp_path / "run"))
+
+
+def test_a_folder_that_holds_something_is_refused(whole, log, tmp_path):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    with pytest.raises(RunError, match=r"--out .*whole: already holds something; choose another folder, or --resume"):
+        train(make_run(log, whole))
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match="already holds something"):
+        train(make_run(log, tmp_path, resume=True))
+    with pytest.raises(RunError, match="already holds something"):
+        train(make_run(log, tmp_path / "notes.txt"))
+    with pytest.raises(RunError, match=r"--out .*run: cannot be made \(Not a directory\); choose another folder"):
+        train(make_run(log, tmp_path / "notes.txt" / "run"))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_resume_with_other_settings_is_refused(whole, log):
+    with pytest.raises(RunError, match=r"settings differ from the run's \(batch_size, model\); use the same"):
+        train(make_run(log, whole, batch_size=3, width=32, resume=True))
+
+
+def test_resume_with_other_data_is_refused(log, tmp_path):
+    train(make_run(write_log(tmp_path / "log"), tmp_path / "run", steps=2))
+    (tmp_path / "log").rename(tmp_path / "old")
+    write_log(tmp_path / "log", [make_episode(6)])
+    with pytest.raises(RunError, match=r"--dataset holds other data than the run began with; give the same dataset"):
+        train(make_run(tmp_path / "log", tmp_path / "run", steps=4, resume=True))
+
+
+def test_resume_of_a_damaged_run_is_explained(log, tmp_path):
+    run = train(make_run(log, tmp_path / "run", steps=2))
+    (run / "checkpoints" / "step_000000002" / "training.safetensors").write_bytes(b"noise")
+    with pytest.raises(CheckpointError, match=r"training\.safetensors: is missing or damaged"):
+        train(make_run(log, run, steps=4, resume=True))
+    (run / "config.json").write_text('{"steps": ')
+    with pytest.raises(RunError, match=r"config\.json: is damaged"):
+        train(make_run(log, run, steps=4, resume=True))
+
+
+@pytest.mark.parametrize("device", ["toaster", "cuda:99"])
+def test_a_device_that_is_not_there(log, tmp_path, device):
+    with pytest.raises(RunError, match=rf"--device {device}: is not usable here \(.+\); use cpu or auto"):
+        train(make_run(log, tmp_path / "run", device=device))
+
+
+def test_the_number_of_threads_is_that_of_the_setting(log, tmp_path):
+    train(make_run(log, tmp_path / "run", steps=1))
+    assert torch.get_num_threads() == 1
