@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qtransformer.config import RunError
+from qtransformer.demo_report import write_demo_report
 from qtransformer.evaluation import wilson_interval
 from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.schema import EpisodeDataset
@@ -74,7 +75,7 @@ def demo(out: Path, quick: bool = False) -> dict[str, Any]:
     results = _evaluate_all(out, scale)
     summary = {**results, "seconds": time.perf_counter() - started, "peak_memory_mb": _peak_memory_mb()}
     _say("5/5 writing the report")
-    _write_report(out, summary, scale)
+    write_demo_report(out, summary, _LABELS, f"{scale.episodes} episodes, {scale.steps} updates")
     (out / "summary.json").write_text(json.dumps(summary, indent=1))
     _print(out, summary)
     return summary
@@ -134,12 +135,6 @@ def _run(log: Path | None, *arguments: object) -> str:
         reason = log.read_text().strip().splitlines()[-1:] if log else ["see above"]
         raise RunError(f"{' '.join(command[2:])} failed: {' '.join(reason) or 'no message'}")
     return done.stdout
-
-
-def _write_report(out: Path, summary: Mapping[str, Any], scale: Scale) -> None:
-    from qtransformer.demo_report import write_demo_report
-
-    write_demo_report(out, summary, _LABELS, f"{scale.episodes} episodes, {scale.steps} updates")
 
 
 def _peak_memory_mb() -> float:
