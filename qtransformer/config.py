@@ -63,7 +63,7 @@ class LearningConfig:
     discount: float = 0.98
     """Gamma, per environment step."""
     backup: Literal["one_step", "n_step"] = "one_step"
-    """Over action dimensions: each backs up the next (eq. 1), or all share the last one's target (section 4.3)."""
+    """Over action dimensions: each backs up the next (eq. 1), or all share R + gamma Q of the next action's last."""
     monte_carlo_bound: bool = True
     """Targets are at least the return that was seen (section 4.3)."""
     conservative_weight: float = 0.1

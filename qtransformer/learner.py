@@ -150,18 +150,17 @@ class QTransformerLearner(Learner):
     def targets(self, batch: Batch) -> Targets:
         """Returns the target of every logged token.
 
-        All tokens of a step come from one pass of the target network; the value of the next step from one further pass
-        over observation tokens alone, the segment shifted by one:
+        All tokens of a step come from one pass of the target network; the value of the next step from a further pass
+        over observations alone, the segment shifted by one:
 
             observations   o0  o1  ...  oT-1  oT
             this pass      └───────────────┘
             next pass          └───────────────┘
         """
-        target, model = self.target, self.target.model
-        tokens = target.tokenizer.encode(batch.actions)
-        token_values = target.values(model({key: value[:, :-1] for key, value in batch.observations.items()}, tokens))
-        next_outputs = model.first_token_outputs({key: value[:, 1:] for key, value in batch.observations.items()})
-        next_values = self.scale.from_unit(target.values(next_outputs))
+        tokens = self.target.tokenizer.encode(batch.actions)
+        observations = {key: value[:, :-1] for key, value in batch.observations.items()}
+        token_values = self.target.values(self.target.model(observations, tokens))
+        next_values = self._next_values({key: value[:, 1:] for key, value in batch.observations.items()})
         returns = backup.environment_step_targets(batch.rewards, batch.terminations, next_values, self.config.discount)
         last = self.scale.to_unit(returns)
         has_last = batch.is_valid & (batch.terminations | batch.has_successor)
@@ -175,6 +174,20 @@ class QTransformerLearner(Learner):
         if self.config.monte_carlo_bound:
             targets = backup.monte_carlo_bound(targets, self.scale.to_unit(batch.monte_carlo_returns))
         return Targets(targets, has_target, advantages=last - token_values[..., 0])
+
+    def _next_values(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+        """Returns, in the log's unit, the value of each step's greedy bin: of its first token, or of its last.
+
+        The last token needs the greedy action before it, so n-step decodes every step: step k with frames 0 to k.
+        """
+        model = self.target.model
+        if self.config.backup == "one_step":
+            return self.scale.from_unit(self.target.values(model.first_token_outputs(observations)))
+        B, T = next(iter(observations.values())).shape[:2]
+        windows = {key: value.repeat_interleave(T, dim=0) for key, value in observations.items()}
+        num_frames = torch.arange(1, T + 1, device=self.target.tokenizer.low.device).repeat(B)
+        tokens, outputs = model.greedy(windows, num_frames, self.target.choose)
+        return self.scale.from_unit(backup.values_at(outputs.q_values, tokens)[:, -1].view(B, T))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the policy's tensors, and those of the target network and the optimizer."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from learner_fixtures import PLAIN, make_batch, make_config, make_learner, set_values, to_torch
+from learner_fixtures import PLAIN, enlarge, make_batch, make_config, make_learner, set_values, to_torch
 
 from qtransformer import backup
 from qtransformer.normalization import ReturnScale
@@ -101,8 +101,21 @@ def test_padding_has_no_target():
 
 def test_n_step_shares_the_last_target():
     targets, _ = targets_of({"backup": "n_step"})
-    assert targets.tolist() == [pytest.approx([0.45] * 3), pytest.approx([0.35] * 3)]
+    # R + gamma Q of the *last* token of the next step's greedy action: 0.7 in the table
+    assert targets.tolist() == [pytest.approx([0.2 + 0.5 * 0.7] * 3), pytest.approx([0.1 + 0.5 * 0.7] * 3)]
     assert torch.equal(backup.shared_targets(targets[:, -1:], 3).squeeze(1), targets)
+
+
+def test_n_step_rolls_the_next_action_out_greedily_step_by_step():
+    learner = make_learner(make_config(replace(PLAIN, discount=0.5, backup="n_step"), window=2))
+    enlarge(learner.target)
+    batch = to_torch(make_batch(3, num_steps=2, rewards=np.zeros((3, 2), np.float32)))
+    targets = learner.targets(batch).values
+    for step in range(2):  # the next step sees the frames of the segment up to its own
+        frames = {key: value[:, 1 : step + 2] for key, value in batch.observations.items()}
+        with torch.no_grad():
+            outputs = learner.target(frames, torch.full((3,), step + 1))
+        torch.testing.assert_close(targets[:, step, 0], 0.5 * outputs.q_max[:, -1])
 
 
 def test_advantages_of_logged_actions_by_hand():

@@ -117,6 +117,15 @@ def test_what_is_in_the_padding_changes_nothing(backup):
     assert_same_bits(everything(learners[0]), everything(learners[1]))
 
 
+@pytest.mark.parametrize("backup", ["one_step", "n_step"])
+def test_a_last_token_without_target_adds_no_error(backup):
+    has_successor = np.array([[True, True, False]] * 4)
+    batch = make_batch(4, has_successor=has_successor)
+    rewarded = replace(batch, rewards=(batch.rewards + 0.5 * ~has_successor).astype(np.float32))
+    learner = make_learner(make_config(LearningConfig(backup=backup)))
+    assert_same_bits(learner.loss(to_torch(batch))[1], learner.loss(to_torch(rewarded))[1])
+
+
 def test_the_loss_does_not_depend_on_the_size_of_the_batch():
     # advantages are standardised over the batch, so their weights are left out here
     learner, batch = make_learner(make_config(LearningConfig(advantage_sharpness=0.0))), padded_batch()
