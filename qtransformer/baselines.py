@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qtransformer import losses
 from qtransformer.batch import Batch
 from qtransformer.config import Algorithm
 from qtransformer.learner import Figures, Learner, QTransformerLearner, masked_mean
@@ -18,7 +19,7 @@ class BehaviourCloning(Learner):
         tokens = self.policy.tokenizer.encode(batch.actions)
         outputs = self.policy.model({key: value[:, :-1] for key, value in batch.observations.items()}, tokens)
         is_valid = batch.is_valid.unsqueeze(-1).expand_as(tokens)
-        loss = masked_mean(self.density_loss(outputs, self.labels(tokens)), is_valid)
+        loss = masked_mean(losses.density(outputs.density_logits, self.labels(tokens)), is_valid)
         with torch.no_grad():
             is_equal = outputs.density_logits.argmax(dim=-1) == tokens
             accuracy = masked_mean(is_equal.float(), is_valid)

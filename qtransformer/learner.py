@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from qtransformer import backup, losses
 from qtransformer.batch import Batch
 from qtransformer.config import TrainConfig
-from qtransformer.model import TokenOutputs
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
 
@@ -90,10 +89,6 @@ class Learner(ABC):
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.num_updates = int(training["num_updates"])
 
-    def density_loss(self, outputs: TokenOutputs, labels: Tensor) -> Float[Tensor, "batch time tokens"]:
-        """Returns the cross-entropy of the density of every token."""
-        return losses.density(outputs.density_logits, labels)
-
     def labels(self, tokens: Tensor) -> Float[Tensor, "batch time tokens bins"]:
         """Returns what the logged tokens say of every bin."""
         num_bins = self.policy.tokenizer.num_bins
@@ -132,7 +127,7 @@ class QTransformerLearner(Learner):
         to_imitate = losses.advantage_weights(
             targets.advantages, targets.is_known[..., -1], self.config.advantage_sharpness
         )
-        cross_entropy = masked_mean(to_imitate.unsqueeze(-1) * self.density_loss(outputs, labels), is_valid)
+        cross_entropy = masked_mean(to_imitate.unsqueeze(-1) * losses.density(outputs.density_logits, labels), is_valid)
         weights = self.config.conservative_weight, self.config.density_weight
         with torch.no_grad():
             figures = {

@@ -148,6 +148,9 @@ def test_rewards_and_returns_pass_through_the_return_scale():
     scale, rewards = ReturnScale(-4.0, 1.0), np.full((1, 2), -1.0, np.float32)
     targets, _ = targets_of({}, scale, rewards=rewards, terminations=np.array([[False, True]]))
     assert targets.tolist() == [pytest.approx([0.6, 0.7, 0.45]), pytest.approx([0.6, 0.7, 0.6])]
+    # the last token of the next action is worth 0.7, the return -0.5: -1 + 0.5 * -0.5 = -1.25
+    targets, _ = targets_of({"backup": "n_step"}, scale, rewards=rewards, terminations=np.array([[False, True]]))
+    assert targets.tolist() == [pytest.approx([0.55] * 3), pytest.approx([0.6] * 3)]
     returns = np.array([[-0.5, -4.0]], np.float32)
     targets, _ = targets_of({"monte_carlo_bound": True}, scale, rewards=rewards, monte_carlo_returns=returns)
     assert targets[0].tolist() == pytest.approx([0.7, 0.7, 0.7])
