@@ -83,7 +83,7 @@ class LearningConfig:
     learning_rate: float = 1e-3
     """Peak rate of AdamW: 100 updates of warm-up, then linear to a twentieth."""
     weight_decay: float = 0.01
-    """Of matrices and embeddings; not of biases and norms."""
+    """Of every parameter with two axes or more: matrices, embeddings, the heads' biases."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm."""
 

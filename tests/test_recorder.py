@@ -38,6 +38,12 @@ def assert_same(one, other):
     assert set(one.observations) == set(other.observations)
 
 
+def test_refuses_a_path_below_a_file(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(DatasetError, match=r"notes/log cannot be made \(Not a directory\); choose another path"):
+        Recorder(tmp_path / "notes" / "log", make_spec())
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_round_trip(tmp_path, variant):
     keys, final = VARIANTS[variant]

@@ -43,7 +43,7 @@ class Recorder:
             attributes: further keys of metadata.json (`env_spec`, `algorithm_name`, `author`, `description`, ...).
 
         Raises:
-            DatasetError: something is at `path` already.
+            DatasetError: something is at `path` already, or it cannot be made.
         """
         self.path = Path(path)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -54,7 +54,10 @@ class Recorder:
         self._attributes = dict(attributes or {})
         self._folder = self.path / "data"
         self._unmerged = self._folder / UNMERGED_NAME
-        self._unmerged.mkdir(parents=True)
+        try:
+            self._unmerged.mkdir(parents=True)
+        except OSError as error:
+            raise DatasetError(f"{self.path} cannot be made ({error.strerror}); choose another path") from error
         self._write_metadata()
 
     def record(self, episode: Episode) -> None:
