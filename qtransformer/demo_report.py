@@ -75,7 +75,7 @@ def _row(name: str, label: str, result: Mapping[str, Any]) -> Row:
     return Row(name, label, result["successes"], result["episodes"], (low, high), result["mean_length"])
 
 
-def _metrics(run: Path) -> list[dict[str, float]]:
+def _metrics(run: Path) -> list[dict[str, int | float]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 

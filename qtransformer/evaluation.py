@@ -86,7 +86,8 @@ def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
     centre = rate + z * z / (2 * episodes)
     margin = z * math.sqrt(rate * (1 - rate) / episodes + (z / (2 * episodes)) ** 2)
     scale = 1 + z * z / episodes
-    return max(0.0, (centre - margin) / scale), min(1.0, (centre + margin) / scale)
+    low, high = (centre - margin) / scale, (centre + margin) / scale
+    return max(0.0, min(rate, low)), min(1.0, max(rate, high))  # rounding must not push the rate out at 0 and 1
 
 
 def make_environment(environment_id: str, kwargs: Mapping[str, Any], imports: Sequence[str]) -> gymnasium.Env:

@@ -28,7 +28,7 @@ PACKAGES = {  # import name -> source root
     "qtransformer_envs": "envs",
     "qtransformer_datasets": "datasets",
 }
-FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
+FOLDERS = {"qtransformer", "envs", "datasets", "tests", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
 ORDER = ["batch", "config", "console", "tokens", "normalization", "encoders", "model", "backup", "losses"]
