@@ -15,9 +15,12 @@ from qtransformer.demo import demo
 
 pytestmark = pytest.mark.slow
 PARTS = ("behaviour", "cloning", "filtered_cloning", "ours", "exported")
-WITHOUT_TORCH = (
-    "import sys; sys.modules['torch'] = None; from qtransformer.cli import main; sys.exit(main(sys.argv[1:]))"
-)
+WITHOUT_TORCH = """
+import sys
+from qtransformer.cli import main
+code = main(sys.argv[1:])
+sys.exit("torch was imported" if "torch" in sys.modules else code)
+"""
 
 
 @pytest.fixture(scope="module")
