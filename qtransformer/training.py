@@ -42,8 +42,8 @@ def train(config: TrainConfig) -> Path:
     Raises:
         RunError, DatasetError: a setting, the folder or the data cannot be used; nothing was overwritten.
     """
-    resume = _prepare_folder(config)
     dataset = load_dataset(config)
+    resume = _prepare_folder(config)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.num_threads)
     learner, sampler, info = build(config, dataset)
