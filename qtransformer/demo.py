@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _LABELS = {
     "ours": "Q-Transformer (ours)",
     "exported": "ours, exported file",
 }
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime", "matplotlib")
 _EVALUATION_SEED = 100_000  # far from the seeds of the log
 
 
@@ -54,7 +56,7 @@ def demo(out: Path, quick: bool = False) -> dict[str, Any]:
     """Runs everything into the new folder `out`; returns what its summary.json holds.
 
     Raises:
-        RunError: `out` holds something already, or a stage failed; its log says why.
+        RunError: `out` holds something already, a package is missing, or a stage failed; its log says why.
     """
     if (out / "summary.json").exists():
         summary = json.loads((out / "summary.json").read_text())
@@ -63,6 +65,9 @@ def demo(out: Path, quick: bool = False) -> dict[str, Any]:
         return summary
     if out.exists() and any(out.iterdir()):
         raise RunError(f"--out {out}: holds an unfinished demo or something else; remove it or choose another folder")
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise RunError(f"the demo needs {', '.join(missing)}; pip install 'qtransformer[export,plot]'")
     started, scale = time.perf_counter(), _QUICK if quick else Scale()
     out.mkdir(parents=True, exist_ok=True)
     _say("1/5 collecting a log of a noisy scripted expert")

@@ -86,3 +86,10 @@ def test_folder_in_use_is_refused(tmp_path):
     with pytest.raises(RunError, match="remove it or choose another folder"):
         demo(tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_missing_packages_are_named_before_anything_is_done(tmp_path, monkeypatch):
+    monkeypatch.setattr("qtransformer.demo.find_spec", lambda name: None)
+    with pytest.raises(RunError, match=r"needs onnx, .*, matplotlib; pip install 'qtransformer\[export,plot\]'"):
+        demo(tmp_path / "demo")
+    assert not (tmp_path / "demo").exists()
