@@ -43,7 +43,7 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     low, high = summary["interval"]
     latency = summary["latency_ms"]
     table = Table(title=f"Evaluation in {summary['environment_id']}", show_header=False, title_justify="left")
-    table.add_row("success", f"{summary['successes']} of {summary['episodes']} episodes")
+    table.add_row("success", f"{summary['successes']} of {summary['episodes']} episodes: {summary['success_rule']}")
     table.add_row("success rate", f"{summary['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
     table.add_row("mean return", f"{summary['mean_return']:.4g}")
     table.add_row("mean length", f"{summary['mean_length']:.1f} steps")

@@ -56,12 +56,15 @@ class Evaluation:
     outcomes: tuple[EpisodeOutcome, ...]
     latency_ms: tuple[float, ...]
     """Wall time of each call of the policy; one call serves all running environments."""
+    success_rule: str
+    """What counted as a success: the environment's own word, or else a positive return."""
 
     def summary(self) -> dict[str, Any]:
         """Returns counts, success rate with its 95 % Wilson interval, return, length and latency; JSON-able."""
         successes, episodes = sum(each.success for each in self.outcomes), len(self.outcomes)
         return {
             "environment_id": self.environment_id,
+            "success_rule": self.success_rule,
             "successes": successes,
             "episodes": episodes,
             "success_rate": successes / episodes,
@@ -150,7 +153,8 @@ def evaluate(
                 slot.start(policy, waiting)
     for slot in slots:
         slot.environment.close()
-    return Evaluation(environment_id, tuple(sorted(outcomes, key=lambda each: each.seed)), tuple(latency_ms))
+    ordered = tuple(sorted(outcomes, key=lambda each: each.seed))
+    return Evaluation(environment_id, ordered, tuple(latency_ms), slots[0].success_rule)
 
 
 class _Slot:
@@ -159,6 +163,7 @@ class _Slot:
     def __init__(self, index: int, environment: gymnasium.Env) -> None:
         self.index, self.environment = index, environment
         self.observation: Any = None
+        self.success_rule = ""
 
     def start(self, policy: Policy, seeds: Iterator[int]) -> None:
         """Begins the next waiting episode; without one the slot stays idle."""
@@ -180,7 +185,11 @@ class _Slot:
         self.length += 1
         if not (terminated or truncated):
             return None
-        success = bool(info.get("success", self.episode_return > 0))
+        has_word = "success" in info
+        self.success_rule = (
+            "info['success'] at the last step" if has_word else "return above 0, for want of a word in info"
+        )
+        success = bool(info["success"] if has_word else self.episode_return > 0)
         return EpisodeOutcome(self.seed, success, self.episode_return, self.length)
 
 

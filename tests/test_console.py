@@ -6,6 +6,7 @@ from qtransformer.console import print_summary, progress
 
 SUMMARY = {
     "environment_id": "test/Point-v0",
+    "success_rule": "info['success'] at the last step",
     "successes": 8,
     "episodes": 10,
     "success_rate": 0.8,
@@ -50,7 +51,7 @@ def test_the_summary_names_every_figure_and_fits_80_columns(capsys):
     assert max(len(line) for line in text.splitlines()) <= 80
     for part in (
         "Evaluation in test/Point-v0",
-        "8 of 10 episodes",
+        "8 of 10 episodes: info['success'] at the last step",
         "80.0% (95 % interval 49.0% to 94.3%)",
         "0.75",
         "12.3 steps",

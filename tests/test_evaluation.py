@@ -88,13 +88,13 @@ def test_each_episode_is_told_and_each_call_is_timed():
 
 def test_summary_by_hand():
     outcomes = tuple(EpisodeOutcome(seed, seed < 8, float(seed), 10 + seed) for seed in range(10))
-    document = json.loads(json.dumps(Evaluation("x/Y-v0", outcomes, (1.0, 2.0, 9.0)).to_json()))
+    document = json.loads(json.dumps(Evaluation("x/Y-v0", outcomes, (1.0, 2.0, 9.0), "a rule").to_json()))
     assert document["interval"] == pytest.approx([0.4901625, 0.9433178], abs=1e-6)
     assert (document["successes"], document["episodes"], document["success_rate"]) == (8, 10, 0.8)
     assert (document["mean_return"], document["mean_length"]) == (4.5, 14.5)
     assert document["latency_ms"] == {"median": 2.0, "p99": pytest.approx(8.86)}
     assert document["outcomes"][9] == {"seed": 9, "success": False, "episode_return": 9.0, "length": 19}
-    assert document["environment_id"] == "x/Y-v0"
+    assert (document["environment_id"], document["success_rule"]) == ("x/Y-v0", "a rule")
 
 
 class ThreeStepEnv(gymnasium.Env):
@@ -144,8 +144,12 @@ def test_observations_have_the_keys_of_the_dataset(make, keys):
 
 
 def test_without_a_success_flag_a_positive_return_is_success():
-    outcomes = evaluate(Witness(), ThreeStepEnv, Plan(2, 2, 0)).outcomes
-    assert [(each.success, each.episode_return) for each in outcomes] == [(False, 0.0), (True, pytest.approx(1.0))]
+    evaluation = evaluate(Witness(), ThreeStepEnv, Plan(2, 2, 0))
+    assert evaluation.success_rule == "return above 0, for want of a word in info"
+    assert [(each.success, each.episode_return) for each in evaluation.outcomes] == [
+        (False, 0.0),
+        (True, pytest.approx(1.0)),
+    ]
 
 
 def test_unknown_environments():
