@@ -46,12 +46,14 @@ class ModelConfig:
     width: int = 64
     """Features of a token."""
     num_layers: int = 2
-    """Self-attention blocks."""
+    """Self-attention blocks over the observations of the window."""
+    num_action_layers: int = 1
+    """Self-attention blocks over the action tokens of a step and its observation's features."""
     num_heads: int = 4
     """Attention heads; must divide width."""
 
     def __post_init__(self) -> None:
-        for name in ("window", "width", "num_layers", "num_heads"):
+        for name in ("window", "width", "num_layers", "num_action_layers", "num_heads"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
         _require("num_heads", self.num_heads, self.width % self.num_heads == 0, f"divide width ({self.width})")
 

@@ -65,6 +65,8 @@ def enlarge(policy: GreedyPolicy) -> GreedyPolicy:
         for name, parameter in policy.named_parameters():
             if "embedding" in name or name.endswith("head.weight"):
                 parameter.mul_(25)
+            if name.endswith("queries_keys_values.weight"):
+                parameter.mul_(3)
     return policy.eval()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from learner_fixtures import enlarge, make_config, make_policy
 
-from qtransformer.model import QTransformer, TokenHead, segment_mask
+from qtransformer.model import QTransformer
 
 B, T, N, K = 5, 4, 3, 6
 
@@ -127,30 +127,6 @@ def test_an_observation_tells_on_its_own_and_later_steps_alone(step):
     has_changed = (model(changed, tokens).q_logits != before).any(dim=-1)
     assert not has_changed[:, :step].any()
     assert has_changed[:, step:].all()
-
-
-def test_segment_mask_by_hand():
-    # two steps of [observation, action 1, action 2]
-    assert segment_mask(2, 1, 3).int().tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0, 0],
-        [1, 1, 1, 0, 0, 0],
-        [1, 0, 0, 1, 0, 0],
-        [1, 0, 0, 1, 1, 0],
-        [1, 0, 0, 1, 1, 1],
-    ]
-    # two observation tokens a step see each other
-    assert segment_mask(1, 2, 2).int().tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1]]
-
-
-def test_each_slot_has_its_own_head():
-    head = TokenHead(num_slots=2, width=1, num_bins=2)
-    with torch.no_grad():
-        head.weight.copy_(torch.tensor([[[1.0, 2.0]], [[10.0, 20.0]]]))
-        head.bias.copy_(torch.tensor([[0.5, 0.0], [0.0, 5.0]]))
-    x = torch.tensor([[[[1.0], [1.0]], [[2.0], [3.0]]]])
-    assert head(x).tolist() == [[[[1.5, 2.0], [10.0, 25.0]], [[2.5, 4.0], [30.0, 65.0]]]]
-    assert head.slot(torch.tensor([3.0]), 1).tolist() == [30.0, 65.0]
 
 
 def test_values_start_near_the_floor():
