@@ -83,7 +83,7 @@ class Batch:
     rewards: Any  # (B, T) float32
     terminations: Any  # (B, T) bool: the task ended here, no bootstrap
     has_successor: Any  # (B, T) bool: observations[:, k + 1] is the real successor of step k
-    monte_carlo_returns: Any  # (B, T) float32: discounted return from step k to the end of its episode
+    monte_carlo_returns: Any  # (B, T) float32: discounted return from step k on, at the least where the end was cut off
     is_success: Any  # (B,) bool: the episode that the segment was cut from succeeded
     is_valid: Any  # (B, T) bool: False on padding
 

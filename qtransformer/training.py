@@ -29,9 +29,10 @@ from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
 from qtransformer_datasets.check import check_dataset, raise_on_errors
 from qtransformer_datasets.formats import open_dataset
+from qtransformer_datasets.returns import return_range
 from qtransformer_datasets.schema import EpisodeDataset
 from qtransformer_datasets.statistics import statistics
-from qtransformer_datasets.windows import SegmentSampler, discounted_returns
+from qtransformer_datasets.windows import SegmentSampler
 
 _NUM_SAMPLES = 512  # logged windows kept for export: what its parity check and golden file are made of
 
@@ -91,7 +92,7 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         "config": config.to_json(),
         "spec": dataset.spec.to_json(),
         "statistics": _plain(statistics(dataset)),
-        "return_scale": _return_scale(dataset, config),
+        "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.learning.discount), strict=True)),
         "dataset": {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "episodes": dataset.num_episodes},
     }
     device = _device(config.device)
@@ -181,14 +182,6 @@ def _saver(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str,
         return save_checkpoint(run, {"step": step, **info, "sampler": sampler.state_dict()}, weights, training)
 
     return save
-
-
-def _return_scale(dataset: EpisodeDataset, config: TrainConfig) -> dict[str, float]:
-    """Returns the range of discounted returns in the log, widened to hold 0, the return of nothing."""
-    returns = [discounted_returns(episode.rewards, config.learning.discount) for episode in dataset.episodes]
-    low = min(0.0, *(float(each.min()) for each in returns))
-    high = max(0.0, *(float(each.max()) for each in returns))
-    return {"low": low, "high": high if high > low else low + 1.0}
 
 
 def _device(name: str) -> torch.device:

@@ -9,7 +9,7 @@ from dataset_fixtures import make_dataset, make_episode
 
 from qtransformer_datasets.schema import DatasetError, Episode
 from qtransformer_datasets.statistics import statistics
-from qtransformer_datasets.windows import SegmentSampler, discounted_returns
+from qtransformer_datasets.windows import SegmentSampler
 
 
 def counting_episode(first, num_steps, *, final=True, success=True):
@@ -22,12 +22,6 @@ def counting_episode(first, num_steps, *, final=True, success=True):
 def make_sampler(tmp_path, episodes, **changes):
     settings = {"segment_length": 3, "batch_size": 4, "discount": 0.5, "seed": 0} | changes
     return SegmentSampler(make_dataset(tmp_path, episodes), **settings)
-
-
-def test_discounted_returns_by_hand():
-    np.testing.assert_allclose(discounted_returns(np.array([1.0, 0.0, 2.0, 4.0]), 0.5), [2.0, 2.0, 4.0, 4.0])
-    np.testing.assert_allclose(discounted_returns(np.array([0.0, 0.0, 1.0]), 0.9), [0.81, 0.9, 1.0])
-    assert discounted_returns(np.zeros(0), 0.9).shape == (0,)
 
 
 def test_segments_by_hand(tmp_path):

@@ -18,6 +18,7 @@ import numpy as np
 
 from qtransformer.batch import Batch
 
+from .returns import monte_carlo_returns
 from .schema import DatasetError, Episode, EpisodeDataset
 
 
@@ -111,21 +112,12 @@ class SegmentSampler:
         self._observations = {key: np.concatenate([_successors(episode, key) for episode in episodes]) for key in keys}
         self._actions = np.concatenate([episode.actions for episode in episodes]).astype(np.float32)
         self._rewards = np.concatenate([episode.rewards for episode in episodes]).astype(np.float32)
-        returns = [discounted_returns(episode.rewards, discount) for episode in episodes]
-        self._returns = np.concatenate(returns).astype(np.float32)
+        self._returns = np.concatenate(monte_carlo_returns(episodes, discount)).astype(np.float32)
         self._terminations = np.concatenate([episode.terminations for episode in episodes])
         self._has_successor = np.ones(len(self._actions), bool)
         lacks_final = [not episode.has_final_observation for episode in episodes]
         self._has_successor[self._ends[lacks_final] - 1] = False
         self._successes = np.array([bool(episode.success) for episode in episodes])
-
-
-def discounted_returns(rewards: np.ndarray, discount: float) -> np.ndarray:
-    """Returns (T,) float64, G_k = r_k + discount * G_{k+1} with G_T = 0: the Monte-Carlo return from each step."""
-    returns = np.zeros(len(rewards) + 1)
-    for step in reversed(range(len(rewards))):
-        returns[step] = rewards[step] + discount * returns[step + 1]
-    return returns[:-1]
 
 
 def _successors(episode: Episode, key: str) -> np.ndarray:
