@@ -11,29 +11,45 @@ It must not know networks, configs or losses.
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def greedy_bins(
+def policy_probabilities(
     q_values: Float[Tensor, "*batch bins"],
     density_logits: Float[Tensor, "*batch bins"],
     threshold: float,
     temperature: float,
-) -> Int[Tensor, "*batch"]:
-    """Returns the arg-max of Q among the actions that the log supports; the lowest bin of equal ones.
+) -> Float[Tensor, "*batch bins"]:
+    """Returns the policy that Q and the log's density make together: pi ~ density * exp(Q / temperature).
 
-    Two rules hold Q to the support, and both at 0 leave the plain maximum of eq. 1:
-
-    - a bin must have at least `threshold` times the density of the most likely bin (BCQ, arXiv 1910.01708);
-    - the score is Q + temperature * log density: the mode of the best policy under a penalty of `temperature` on its
-      Kullback-Leibler divergence from the density, pi ~ density * exp(Q / temperature) (REPS; AWAC, arXiv 2006.09359).
+    It is the best policy under a penalty of `temperature` on its Kullback-Leibler divergence from the density (REPS;
+    AWAC, arXiv 2006.09359). Temperature 0 is the maximum of Q, eq. 1 as it stands (the lowest bin of equal ones), and
+    infinity the density alone. Bins with less than `threshold` times the density of the likeliest are never chosen
+    (BCQ, arXiv 1910.01708).
     """
-    log_density = density_logits.log_softmax(dim=-1)
-    log_ratio = log_density - log_density.amax(dim=-1, keepdim=True)
-    is_supported = log_ratio.exp() >= threshold
-    return (q_values + temperature * log_ratio).masked_fill(~is_supported, -torch.inf).argmax(dim=-1)
+    if threshold > 0:
+        least = density_logits.amax(dim=-1, keepdim=True) + math.log(threshold)
+        unsupported = density_logits < least
+        q_values = q_values.masked_fill(unsupported, -torch.inf)
+        density_logits = density_logits.masked_fill(unsupported, -torch.inf)
+    if temperature == 0:
+        return F.one_hot(q_values.argmax(dim=-1), q_values.shape[-1]).to(q_values)
+    return (density_logits + q_values / temperature if temperature < math.inf else density_logits).softmax(dim=-1)
+
+
+def median_bins(probabilities: Float[Tensor, "*batch bins"]) -> Int[Tensor, "*batch"]:
+    """Returns the first bin up to which half of the probability lies: the policy's action.
+
+    Where noise was cut off at the limits of the range it piles up there, and the mode is drawn to it; the median is
+    not, and it uses what all bins say. Of two separate modes it takes the likelier one.
+    """
+    is_below = probabilities.cumsum(dim=-1) < 0.5
+    return is_below.sum(dim=-1).clamp_max(probabilities.shape[-1] - 1)  # rounding may leave the sum short of a half
 
 
 def values_at(q_values: Float[Tensor, "*batch bins"], bins: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -49,6 +65,70 @@ def environment_step_targets(
 ) -> Float[Tensor, "*batch"]:
     """Returns R_t + gamma * V(s_{t+1}), without the bootstrap where the episode terminated (eq. 1, i = d_A)."""
     return rewards + discount * next_values.masked_fill(terminations, 0.0)
+
+
+def environment_steps_targets(
+    rewards: Float[Tensor, "batch time"],
+    terminations: Bool[Tensor, "batch time"],
+    next_values: Float[Tensor, "batch time"],
+    is_known: Bool[Tensor, "batch time"],
+    discount: float,
+    num_steps: int,
+) -> Float[Tensor, "batch time"]:
+    """Returns R_t + gamma R_{t+1} + ... + gamma^n V(s_{t+n}) along the log, n = `num_steps` or as many as there are.
+
+    `is_known` says where one step has a target (a termination, or a successor that was logged); there the result is
+    known, too. For n = 3 the target of each step t, with V_k for `next_values[k]`, the value of the state after step k:
+
+        t   0           1           2           3        4
+            R R R V_2   R R R V_3   R R R V_4   R R V_4  R V_4   the segment ends after 4
+            R R R V_2   R R V_2     R V_2       -        -       the episode is cut off after 2, its successor logged
+            R R V_1     R V_1       unknown     -        -       ... its successor not logged
+            R R R       R R         R           -        -       it terminates at 2: no bootstrap
+
+    The steps in between are the log's, not the greedy policy's: the longer the return, the more it says of the log.
+    """
+    one_step = environment_step_targets(rewards, terminations, next_values, discount)
+    goes_on = _goes_on(terminations, is_known)
+    targets = one_step
+    for _ in range(num_steps - 1):
+        longer = rewards[:, :-1] + discount * targets[:, 1:]
+        targets = torch.cat([torch.where(goes_on, longer, one_step[:, :-1]), one_step[:, -1:]], dim=1)
+    return targets
+
+
+def lambda_targets(
+    rewards: Float[Tensor, "batch time"],
+    terminations: Bool[Tensor, "batch time"],
+    next_values: Float[Tensor, "batch time"],
+    is_known: Bool[Tensor, "batch time"],
+    discount: float,
+    trace: float,
+) -> Float[Tensor, "batch time"]:
+    """Returns the lambda-return, G_t = R_t + gamma ((1 - trace) V(s_{t+1}) + trace G_{t+1}) (Sutton, Barto 2018, 12.2).
+
+    It mixes returns of all lengths in the segment: `trace` 0 is one step, 1 the longest. Where the next step has no
+    target of its own (see `environment_steps_targets`) G_t is that of one step:
+
+        t              0                                        1                    2
+        trace 0        R V_0                                    R V_1                R V_2
+        trace 1/2      1/2 R V_0 + 1/4 R R V_1 + 1/4 R R R V_2  (R V_1 + R R V_2)/2  R V_2
+        trace 1        R R R V_2                                R R V_2              R V_2
+    """
+    one_step = environment_step_targets(rewards, terminations, next_values, discount)
+    goes_on = _goes_on(terminations, is_known)
+    targets = [one_step[:, -1]]
+    for step in reversed(range(rewards.shape[1] - 1)):
+        correction = discount * trace * (targets[-1] - next_values[:, step])
+        targets.append(one_step[:, step] + correction.masked_fill(~goes_on[:, step], 0.0))
+    return torch.stack(targets[::-1], dim=1)
+
+
+def _goes_on(
+    terminations: Bool[Tensor, "batch time"], is_known: Bool[Tensor, "batch time"]
+) -> Bool[Tensor, "batch time-1"]:
+    """Returns where the step after is one of the same episode and has a target itself."""
+    return ~terminations[:, :-1] & is_known[:, 1:]
 
 
 def one_step_targets(

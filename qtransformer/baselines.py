@@ -1,32 +1,152 @@
-"""Baselines on the same tokens, trunk, labels and data path, so that a comparison differs in the method alone."""
+"""Baselines on the same tokens, trunk, labels and data path, so that a comparison differs in the method alone.
+
+Each acts by its density alone, and differs in what that imitates: every logged action alike (cloning), the better ones
+more (IQL), or those that a return to go was given with (Decision Transformer). Conservative Q-learning is no class of
+its own but a preset, `cql`, of the Q-Transformer's learner.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qtransformer import losses
+from qtransformer import backup, losses
 from qtransformer.batch import Batch
 from qtransformer.config import Algorithm
+from qtransformer.encoders.return_conditioned import RETURN_TO_GO, ReturnConditionedEncoder
 from qtransformer.learner import Figures, Learner, QTransformerLearner, masked_mean
+from qtransformer.model import TokenOutputs
+
+_MAX_WEIGHT = 100.0  # of an imitated action (IQL, appendix B)
 
 
 class BehaviourCloning(Learner):
-    """The likeliest action of the log: RT-1's policy (arXiv 2212.06817), with our soft labels."""
+    """The action that the log suggests: RT-1's policy (arXiv 2212.06817), with our soft labels."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Returns the cross-entropy of the density, averaged over real tokens."""
-        tokens = self.policy.tokenizer.encode(batch.actions)
-        outputs = self.policy.model({key: value[:, :-1] for key, value in batch.observations.items()}, tokens)
-        is_valid = batch.is_valid.unsqueeze(-1).expand_as(tokens)
+        T = self.policy.model.window
+        tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
+        outputs = self.policy.model(self.observations(batch, T), tokens)
+        is_valid = batch.is_valid[:, :T].unsqueeze(-1).expand_as(tokens)
         loss = masked_mean(losses.density(outputs.density_logits, self.labels(tokens)), is_valid)
         with torch.no_grad():
             is_equal = outputs.density_logits.argmax(dim=-1) == tokens
             accuracy = masked_mean(is_equal.float(), is_valid)
         return loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}
 
+    def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
+        """Returns what the policy is shown of the first `number` steps."""
+        return _frames(batch, number)
+
+
+class DecisionTransformer(BehaviourCloning):
+    """Cloning that is told how the episode went on: the policy of arXiv 2106.01345, on our trunk.
+
+    The return to go R_t + R_{t+1} + ... is embedded in the observation's token, not in one of its own, and earlier
+    actions are not shown; both keep the trunk that of the other methods. The paper lowers the return it asks for by
+    the rewards it receives. A robot receives none, so ours asks for the best return of the log at every step. That is
+    the same where only success is rewarded, and asks for too much where rewards come step by step.
+    """
+
+    def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
+        """Returns the observations, and the return to go in [0, 1]."""
+        returns = self.scale.to_unit(batch.monte_carlo_returns[:, :number])
+        return {**_frames(batch, number), RETURN_TO_GO: returns}
+
+    def update(self, batch: Batch) -> Figures:
+        """Takes one optimizer step, and lets the policy ask for the best return to go that it has seen."""
+        figures = super().update(batch)
+        encoder = self.policy.model.encoder
+        assert isinstance(encoder, ReturnConditionedEncoder)
+        seen = torch.from_numpy(np.asarray(batch.monte_carlo_returns)[np.asarray(batch.is_valid)])
+        encoder.see(self.scale.to_unit(seen).to(encoder.best_return))
+        return {**figures, "return_asked_for": self.scale.from_unit(encoder.best_return)}
+
+
+class ImplicitTargets(NamedTuple):
+    """What IQL learns from; values in [0, 1]."""
+
+    q_logged: Float[Tensor, "batch time"]
+    """Q of the logged action, by the target network."""
+    backups: Float[Tensor, "batch time"]
+    """R + gamma V(s')."""
+    is_known: Bool[Tensor, "batch time"]
+    """False on padding, and where a step was cut off without its successor."""
+
+
+class ImplicitQLearning(QTransformerLearner):
+    """IQL (arXiv 2110.06169): never asks for the value of an action that was not logged.
+
+    Q(s, a) is read at the last token of the logged action; the other tokens' are not trained.
+    """
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+        """Returns expectile error of V (eq. 5) + squared error of Q (eq. 6) + weighted cross-entropy (eq. 7)."""
+        T = self.policy.model.window
+        observations, tokens = _frames(batch, T), self.policy.tokenizer.encode(batch.actions[:, :T])
+        values, outputs = self.policy.model.state_values(observations), self.policy.model(observations, tokens)
+        targets, labels, is_valid = self.implicit_targets(batch), self.labels(tokens), batch.is_valid[:, :T]
+        value_error = masked_mean(losses.expectile(values, targets.q_logged, self.config.expectile), is_valid)
+        last = TokenOutputs(*(each[:, :, -1:] for each in outputs))
+        errors = self._fit(last, labels[:, :, -1:], targets.backups.unsqueeze(-1))
+        error = masked_mean(errors.squeeze(-1), targets.is_known)
+        weights = implicit_weights(targets.q_logged - values.detach(), self.config.inverse_temperature)
+        cross_entropies = losses.density(outputs.density_logits, labels).mean(dim=-1)
+        cross_entropy = masked_mean(weights * cross_entropies, is_valid)
+        figures = {
+            "expectile_error": value_error,
+            "squared_error": error,
+            "cross_entropy": cross_entropy,
+            "imitation_weight": masked_mean(weights, is_valid),
+            "value": self._shown(values, is_valid),
+            "q_logged": self._shown(backup.values_at(last.q_values, tokens[..., -1:]).squeeze(-1), is_valid),
+            "target": self._shown(targets.backups, targets.is_known),
+            "monte_carlo": masked_mean(batch.monte_carlo_returns[:, :T], is_valid),
+        }
+        return value_error + error + cross_entropy, {name: value.detach() for name, value in figures.items()}
+
+    @torch.no_grad()
+    def implicit_targets(self, batch: Batch) -> ImplicitTargets:
+        """Returns the target of V, from the target network, and that of Q, from the V that is being learnt."""
+        T = self.target.model.window
+        tokens = self.target.tokenizer.encode(batch.actions[:, :T])
+        q_values = self.target.model(_frames(batch, T), tokens).q_values[..., -1, :]
+        is_known = batch.is_valid & (batch.terminations | batch.has_successor)
+        returns = backup.environment_steps_targets(
+            batch.rewards,
+            batch.terminations,
+            self._next_values(batch),
+            is_known,
+            self.config.discount,
+            self.config.environment_steps,
+        )[:, :T]
+        return ImplicitTargets(
+            backup.values_at(q_values, tokens[..., -1]), self.scale.to_unit(returns), is_known[:, :T]
+        )
+
+    def _state_values(self, windows: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+        return self.policy.model.state_values(windows)
+
+
+def implicit_weights(advantages: Float[Tensor, "*batch"], inverse_temperature: int | float) -> Float[Tensor, "*batch"]:
+    """Returns exp(inverse temperature * (Q - V)), at most 100: how much an action is imitated (IQL, eq. 7)."""
+    return (inverse_temperature * advantages).exp().clamp_max(_MAX_WEIGHT)
+
+
+def _frames(batch: Batch, number: int) -> dict[str, Tensor]:
+    """Returns the first `number` observations of each segment."""
+    return {key: value[:, :number] for key, value in batch.observations.items()}
+
 
 LEARNERS: dict[Algorithm, type[Learner]] = {
     "q_transformer": QTransformerLearner,
     "behaviour_cloning": BehaviourCloning,
+    "implicit_q_learning": ImplicitQLearning,
+    "decision_transformer": DecisionTransformer,
 }

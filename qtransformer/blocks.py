@@ -70,6 +70,6 @@ def causal_mask(num_steps: int, num_slots: int) -> Bool[Tensor, "length length"]
 
 
 def prefix_mask(num_prefix: int, num_tokens: int) -> Bool[Tensor, "length length"]:
-    """Returns the mask of a sequence whose first `num_prefix` tokens see each other, and each later one what is before."""
+    """Returns the mask of a sequence whose first `num_prefix` tokens see each other, each later one all before it."""
     slot = torch.arange(num_prefix + num_tokens)
     return (slot[None, :] < num_prefix) | (slot[None, :] <= slot[:, None])

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from math import log2
 from pathlib import Path
 from typing import Any, Literal
 
-Algorithm = Literal["q_transformer", "behaviour_cloning"]
-Preset = Literal["default", "paper"]
+Algorithm = Literal["q_transformer", "behaviour_cloning", "implicit_q_learning", "decision_transformer"]
+Preset = Literal["default", "paper", "cql"]
+
+# These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
+ACT_BY_DENSITY: frozenset[Algorithm] = frozenset({"behaviour_cloning", "implicit_q_learning", "decision_transformer"})
+
+_LEAST_ATOMS = 11  # HL-Gauss spends four and a half on margins
+_MAX_BITS = 12  # of an action dimension: 4,096 values; labels are kept as a table of all of them
 
 
 class RunError(Exception):
@@ -31,10 +38,21 @@ class TokenConfig:
     """Bins a token chooses from."""
     num_levels: int = 1
     """Tokens a dimension, coarse to fine: num_bins ** num_levels values a dimension."""
+    binning: Literal["uniform", "quantile"] = "uniform"
+    """Cells of equal width, or around values that split the log's actions into equal shares."""
+    order: Literal["level_major", "dimension_major"] = "level_major"
+    """With several levels: the coarse tokens of all dimensions first, or all tokens of a dimension together."""
 
     def __post_init__(self) -> None:
         _require("num_bins", self.num_bins, self.num_bins >= 2, "be at least 2")
         _require("num_levels", self.num_levels, self.num_levels >= 1, "be at least 1")
+        rule = f"leave num_bins ** num_levels ({self.num_levels}) at most {2**_MAX_BITS}, more than sensors tell apart"
+        _require("num_bins", self.num_bins, self.num_levels * log2(self.num_bins) <= _MAX_BITS, rule)
+
+    @property
+    def num_cells(self) -> int:
+        """Values a dimension."""
+        return self.num_bins**self.num_levels
 
 
 @dataclass(frozen=True)
@@ -51,10 +69,18 @@ class ModelConfig:
     """Self-attention blocks over the action tokens of a step and its observation's features."""
     num_heads: int = 4
     """Attention heads; must divide width."""
+    num_atoms: int = 1
+    """1: Q is a sigmoid, learned by squared error (eq. 2). More: the mean of so many atoms, by HL-Gauss; often 51."""
 
     def __post_init__(self) -> None:
         for name in ("window", "width", "num_layers", "num_action_layers", "num_heads"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
+        _require(
+            "num_atoms",
+            self.num_atoms,
+            self.num_atoms == 1 or self.num_atoms >= _LEAST_ATOMS,
+            f"be 1 or at least {_LEAST_ATOMS}",
+        )
         _require("num_heads", self.num_heads, self.width % self.num_heads == 0, f"divide width ({self.width})")
 
 
@@ -66,10 +92,14 @@ class LearningConfig:
     """Gamma, per environment step."""
     backup: Literal["one_step", "n_step"] = "one_step"
     """Over action dimensions: each backs up the next (eq. 1), or all share R + gamma Q of the next action's last."""
+    environment_steps: int = 1
+    """Rewards of the log before the bootstrap: R_t + gamma R_{t+1} + ... + gamma^n V(s_{t+n})."""
     monte_carlo_bound: bool = True
     """Targets are at least the return that was seen (section 4.3)."""
     conservative_weight: float = 0.1
-    """Alpha of eq. 2: how strongly bins that were not logged are pulled to the least return."""
+    """Alpha of eq. 2: how strongly bins that were not logged are pulled down; 0 leaves them alone."""
+    regularizer: Literal["floor", "softmax"] = "floor"
+    """Pulls them to the least return (eq. 2), or down against the logged one (CQL, the paper's ablation)."""
     polyak: float = 0.99
     """Share of the target network that stays at each update."""
     support_threshold: float = 0.0
@@ -80,8 +110,12 @@ class LearningConfig:
     """Weight of the density's cross-entropy beside the squared error of Q."""
     advantage_sharpness: float = 1.0
     """The density imitates an action exp(sharpness * its advantage in standard deviations) as much; 0: all alike."""
-    label_width: float = 0.1
-    """How far a logged action speaks for its neighbours: standard deviation as a share of the range; 0 is one-hot."""
+    expectile: float = 0.9
+    """Implicit Q-learning: V is this expectile of the logged actions' Q; 0.5 is their mean, near 1 the best of them."""
+    inverse_temperature: float = 10.0
+    """Implicit Q-learning: the density imitates an action exp(this * (Q - V)) as much, Q and V in [0, 1]."""
+    label_width: float = 0.7
+    """How far a logged action speaks for its neighbours, in standard deviations of the log's noise; 0 is one-hot."""
     learning_rate: float = 1e-3
     """Peak rate of AdamW: 100 updates of warm-up, then linear to a twentieth."""
     weight_decay: float = 0.01
@@ -90,18 +124,22 @@ class LearningConfig:
     """Gradients are scaled down to this norm."""
 
     def __post_init__(self) -> None:
-        for name in ("discount", "polyak", "support_threshold", "label_width"):
+        for name in ("discount", "polyak", "support_threshold"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "be in [0, 1]")
         for name in (
             "conservative_weight",
             "support_temperature",
             "density_weight",
             "advantage_sharpness",
+            "inverse_temperature",
+            "label_width",
             "weight_decay",
         ):
             _require(name, getattr(self, name), getattr(self, name) >= 0, "be at least 0")
         for name in ("learning_rate", "max_gradient_norm"):
             _require(name, getattr(self, name), getattr(self, name) > 0, "be above 0")
+        _require("expectile", self.expectile, 0 < self.expectile < 1, "lie between 0 and 1")
+        _require("environment_steps", self.environment_steps, self.environment_steps >= 1, "be at least 1")
         needs_density = self.support_threshold > 0 or self.support_temperature > 0
         rule = "be above 0, or support_threshold and support_temperature be 0: the density says what is supported"
         _require("density_weight", self.density_weight, self.density_weight > 0 or not needs_density, rule)
@@ -116,9 +154,9 @@ class TrainConfig:
     out: Path
     """Run folder to make."""
     preset: Preset = "default"
-    """Where the settings start from: ours, or the paper's recipe (arXiv 2309.10150). Flags override it."""
+    """Where the settings start from: ours, the paper's recipe (arXiv 2309.10150), or CQL's. Flags override it."""
     algorithm: Algorithm = "q_transformer"
-    """q_transformer, or its baseline: cloning with the same tokens, trunk and labels."""
+    """q_transformer, or a baseline on the same tokens, trunk and labels: cloning, IQL, a Decision Transformer."""
     only_successful: bool = False
     """Train on the successful episodes alone."""
     steps: int = 3000
@@ -146,6 +184,11 @@ class TrainConfig:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
         _require("seed", self.seed, self.seed >= 0, "be at least 0")
 
+    @property
+    def return_discount(self) -> float:
+        """Discount of the log's returns: the return to go of a Decision Transformer is the plain sum of rewards."""
+        return 1.0 if self.algorithm == "decision_transformer" else self.learning.discount
+
     def to_json(self) -> dict[str, Any]:
         """Returns plain dicts, strings and numbers."""
         return {**asdict(self), "dataset": str(self.dataset), "out": str(self.out)}
@@ -170,6 +213,16 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             density_weight=0.0,
             advantage_sharpness=0.0,
             label_width=0.0,
+        ),
+    },
+    # Conservative Q-learning (arXiv 2006.04779) over tokens: a plain maximum of Q, no density, no bound.
+    "cql": {
+        "learning": LearningConfig(
+            monte_carlo_bound=False,
+            regularizer="softmax",
+            support_temperature=0.0,
+            density_weight=0.0,
+            advantage_sharpness=0.0,
         ),
     },
 }

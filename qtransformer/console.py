@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 Advance = Callable[..., None]
 
@@ -48,4 +49,13 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     table.add_row("mean return", f"{summary['mean_return']:.4g}")
     table.add_row("mean length", f"{summary['mean_length']:.1f} steps")
     table.add_row("policy call", f"{latency['median']:.1f} ms median, {latency['p99']:.1f} ms p99")
+    Console().print(table)
+
+
+def print_verdicts(verdicts: Iterable[tuple[str, str, str]]) -> None:
+    """Prints (word, name, sentence) one below the other; a ringing alarm stands out."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for word, name, sentence in verdicts:
+        style = "bold red" if word == "rings" else "bold"
+        table.add_row(Text(word, style=style), Text.assemble((name, "bold"), "\n", sentence))
     Console().print(table)

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from qtransformer import backup, losses
 from qtransformer.batch import Batch
 from qtransformer.config import TrainConfig
+from qtransformer.hl_gauss import SPREAD, hl_gauss_edges, hl_gauss_labels
+from qtransformer.model import TokenOutputs
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
+from qtransformer.tokens import ActionTokenizer
 
 Figures = dict[str, Tensor]
 
@@ -37,14 +40,19 @@ class Targets(NamedTuple):
 
 _WARM_UP = 100  # updates
 _FINAL_RATE = 0.05  # of the peak learning rate
+_LEAST_WIDTH = 0.5  # of soft labels, in cells: where an action falls within its cell is chance
 
 
 class Learner(ABC):
     """A policy under training."""
 
-    def __init__(self, policy: GreedyPolicy, config: TrainConfig, scale: ReturnScale) -> None:
+    def __init__(
+        self, policy: GreedyPolicy, config: TrainConfig, scale: ReturnScale, action_noise: Sequence[float] = ()
+    ) -> None:
+        """Sets up training; `action_noise` says of each dimension how noisy the log is, as a share of its range."""
         self.policy, self.config, self.scale = policy, config.learning, scale
         self.num_updates, self._num_steps = 0, config.steps
+        self._labels = _label_tables(policy.tokenizer, self.config.label_width, action_noise)
         decayed = [each for each in policy.parameters() if each.ndim > 1]
         others = [each for each in policy.parameters() if each.ndim <= 1]
         groups = [
@@ -89,10 +97,14 @@ class Learner(ABC):
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.num_updates = int(training["num_updates"])
 
-    def labels(self, tokens: Tensor) -> Float[Tensor, "batch time tokens bins"]:
+    def labels(self, tokens: Int[Tensor, "batch time tokens"]) -> Float[Tensor, "batch time tokens bins"]:
         """Returns what the logged tokens say of every bin."""
-        num_bins = self.policy.tokenizer.num_bins
-        return losses.soft_labels(tokens, num_bins, self.config.label_width * num_bins)
+        return self._rows_of(self._labels, tokens)
+
+    def _rows_of(self, table: Tensor, tokens: Tensor) -> Float[Tensor, "batch time tokens bins"]:
+        tokenizer = self.policy.tokenizer
+        rows = tokenizer.label_rows(tokens) + tokenizer.token_dimensions * (len(table) // tokenizer.num_dimensions)
+        return table.index_select(0, rows.flatten()).view(*tokens.shape, -1)
 
     def _schedule(self) -> float:
         warm = min(1.0, (self.num_updates + 1) / _WARM_UP)
@@ -102,28 +114,31 @@ class Learner(ABC):
 class QTransformerLearner(Learner):
     """Autoregressive Q-learning: eq. 1 and eq. 2 of arXiv 2309.10150, maxima held to the support of the log."""
 
-    def __init__(self, policy: GreedyPolicy, config: TrainConfig, scale: ReturnScale) -> None:
-        super().__init__(policy, config, scale)
+    def __init__(
+        self, policy: GreedyPolicy, config: TrainConfig, scale: ReturnScale, action_noise: Sequence[float] = ()
+    ) -> None:
+        super().__init__(policy, config, scale, action_noise)
         self.target = copy.deepcopy(policy).requires_grad_(False)
-        self._floor = 0.0  # the least return, in [0, 1]
+        self._parameters, self._target_parameters = list(policy.parameters()), list(self.target.parameters())
+        self._others = losses.other_weights(self._labels)
 
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step and moves the target network after the policy."""
         figures = super().update(batch)
         with torch.no_grad():
-            for target, source in zip(self.target.parameters(), self.policy.parameters(), strict=True):
-                target.lerp_(source, 1 - self.config.polyak)
+            torch._foreach_lerp_(self._target_parameters, self._parameters, 1 - self.config.polyak)
         return figures
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
-        """Returns squared error + alpha * conservative + density weight * cross-entropy, averaged over real tokens."""
-        tokens = self.policy.tokenizer.encode(batch.actions)
-        outputs = self.policy.model({key: value[:, :-1] for key, value in batch.observations.items()}, tokens)
+        """Returns squared error + alpha * regulariser + density weight * cross-entropy, averaged over real tokens."""
+        T = self.policy.model.window
+        tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
+        outputs = self.policy.model(_frames(batch, 0, T), tokens)
         targets = self.targets(batch)
         labels = self.labels(tokens)
-        is_valid = batch.is_valid.unsqueeze(-1).expand_as(tokens)
-        error = masked_mean(losses.temporal_difference(outputs.q_values, labels, targets.values), targets.is_known)
-        conservative = masked_mean(losses.conservative(outputs.q_values, labels, self._floor), is_valid)
+        is_valid = batch.is_valid[:, :T].unsqueeze(-1).expand_as(tokens)
+        error = masked_mean(self._fit(outputs, labels, targets.values), targets.is_known)
+        conservative = masked_mean(self._regularizer(outputs, tokens, labels), is_valid)
         to_imitate = losses.advantage_weights(
             targets.advantages, targets.is_known[..., -1], self.config.advantage_sharpness
         )
@@ -137,52 +152,80 @@ class QTransformerLearner(Learner):
                 "q_logged": self._shown(backup.values_at(outputs.q_values, tokens), is_valid),
                 "q_greedy": self._shown(self.policy.values(outputs), is_valid),
                 "target": self._shown(targets.values, targets.is_known),
-                "monte_carlo": masked_mean(batch.monte_carlo_returns, batch.is_valid),
+                "monte_carlo": masked_mean(batch.monte_carlo_returns[:, :T], is_valid[..., 0]),
             }
         return error + weights[0] * conservative + weights[1] * cross_entropy, figures
 
     @torch.no_grad()
     def targets(self, batch: Batch) -> Targets:
-        """Returns the target of every logged token.
+        """Returns the target of every logged token of the first `window` steps.
 
-        All tokens of a step come from one pass of the target network; the value of the next step from a further pass
-        over observations alone, the segment shifted by one:
+        All tokens of a step come from one pass of the target network; the value of the state after each step from
+        passes over observations alone, the window shifted by one, and by one more for each further step of the return:
 
-            observations   o0  o1  ...  oT-1  oT
+            observations   o0  o1  ...  oT-1  oT  oT+1      (T = window, 2 environment steps)
             this pass      └───────────────┘
-            next pass          └───────────────┘
+            next values        └───────────────┘            of o1 .. oT
+                                   └───────────────┘        of oT+1, the last alone
         """
-        tokens = self.target.tokenizer.encode(batch.actions)
-        observations = {key: value[:, :-1] for key, value in batch.observations.items()}
-        token_values = self.target.values(self.target.model(observations, tokens))
-        next_values = self._next_values({key: value[:, 1:] for key, value in batch.observations.items()})
-        returns = backup.environment_step_targets(batch.rewards, batch.terminations, next_values, self.config.discount)
-        last = self.scale.to_unit(returns)
-        has_last = batch.is_valid & (batch.terminations | batch.has_successor)
+        T = self.target.model.window
+        tokens = self.target.tokenizer.encode(batch.actions[:, :T])
+        token_values = self.target.values(self.target.model(_frames(batch, 0, T), tokens))
+        is_known = batch.is_valid & (batch.terminations | batch.has_successor)
+        returns = backup.environment_steps_targets(
+            batch.rewards,
+            batch.terminations,
+            self._next_values(batch),
+            is_known,
+            self.config.discount,
+            self.config.environment_steps,
+        )
+        last, has_last = self.scale.to_unit(returns[:, :T]), is_known[:, :T]
         if self.config.backup == "n_step":
             targets = backup.shared_targets(last, tokens.shape[-1])
             has_target = has_last.unsqueeze(-1).expand_as(targets)
         else:
             targets = backup.one_step_targets(token_values, last)
-            has_target = batch.is_valid.unsqueeze(-1).repeat(1, 1, tokens.shape[-1])
+            has_target = batch.is_valid[:, :T].unsqueeze(-1).repeat(1, 1, tokens.shape[-1])
             has_target[..., -1] = has_last
         if self.config.monte_carlo_bound:
-            targets = backup.monte_carlo_bound(targets, self.scale.to_unit(batch.monte_carlo_returns))
+            targets = backup.monte_carlo_bound(targets, self.scale.to_unit(batch.monte_carlo_returns[:, :T]))
         return Targets(targets, has_target, advantages=last - token_values[..., 0])
 
-    def _next_values(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
-        """Returns, in the log's unit, the value of each step's greedy bin: of its first token, or of its last.
+    def _next_values(self, batch: Batch) -> Float[Tensor, "batch steps"]:
+        """Returns, in the log's unit, the value of the state after each step of the segment, look-ahead included."""
+        T, num_shifts = self.target.model.window, self.config.environment_steps
+        shifted = [_frames(batch, shift, T) for shift in range(1, num_shifts + 1)]
+        windows = {key: torch.cat([each[key] for each in shifted]) for key in shifted[0]}
+        first, *further = self._state_values(windows).chunk(num_shifts)
+        return self.scale.from_unit(torch.cat([first, *(each[:, -1:] for each in further)], dim=1))
 
-        The last token needs the greedy action before it, so n-step decodes every step: step k with frames 0 to k.
+    def _state_values(self, windows: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+        """Returns the policy's value of each step: of its first token, or, for n-step, of its last.
+
+        The last token's needs the greedy action before it: every step is decoded.
         """
         model = self.target.model
         if self.config.backup == "one_step":
-            return self.scale.from_unit(self.target.values(model.first_token_outputs(observations)))
-        B, T = next(iter(observations.values())).shape[:2]
-        windows = {key: value.repeat_interleave(T, dim=0) for key, value in observations.items()}
-        num_frames = torch.arange(1, T + 1, device=self.target.tokenizer.low.device).repeat(B)
-        tokens, outputs = model.greedy(windows, num_frames, self.target.choose)
-        return self.scale.from_unit(backup.values_at(outputs.q_values, tokens)[:, -1].view(B, T))
+            return self.target.values(model.first_token_outputs(windows))
+        features = model.features(windows)
+        outputs = model.greedy_from(features.flatten(0, 1), self.target.choose).outputs
+        return self.target.values(outputs)[:, -1].view(features.shape[:2])
+
+    def _regularizer(self, outputs: TokenOutputs, tokens: Tensor, labels: Tensor) -> Float[Tensor, "batch time tokens"]:
+        """Returns how far bins that were not logged stand above the least return, or above the logged one."""
+        if self.config.regularizer == "softmax":
+            return losses.softmax_regularizer(outputs.q_values, labels, 1.0)
+        least = torch.zeros(tokens.shape, device=tokens.device)
+        return self._fit(outputs, self._rows_of(self._others, tokens), least)
+
+    def _fit(self, outputs: TokenOutputs, weights: Tensor, targets: Tensor) -> Float[Tensor, "batch time tokens"]:
+        """Returns the error of Q against `targets`, the bins weighted: squared, or a cross-entropy over atoms."""
+        if self.policy.model.num_atoms == 1:
+            return losses.squared_error(outputs.q_values, weights, targets)
+        edges = hl_gauss_edges(self.policy.model.num_atoms).to(targets)
+        atoms = hl_gauss_labels(targets, edges, SPREAD * (edges[1] - edges[0]).item())
+        return losses.temporal_cross_entropy(outputs.q_logits, weights, atoms)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the policy's tensors, and those of the target network and the optimizer."""
@@ -199,6 +242,31 @@ class QTransformerLearner(Learner):
 
     def _shown(self, values: Tensor, mask: Tensor) -> Tensor:
         return masked_mean(self.scale.from_unit(values), mask)
+
+
+def _label_tables(
+    tokenizer: ActionTokenizer, width: float, action_noise: Sequence[float]
+) -> Float[Tensor, "rows bins"]:
+    """Returns the soft labels of all tokens of the first dimension, then of the second, and so on.
+
+    Raises:
+        ValueError: soft labels need to know the noise of every dimension.
+    """
+    num_dimensions = tokenizer.num_dimensions
+    if width > 0 and len(action_noise) != num_dimensions:
+        raise ValueError(
+            f"action_noise must have a number for each of {num_dimensions} dimensions, got {len(action_noise)}; "
+            "take `statistics.action_noise` of the log, or label_width 0"
+        )
+    least = _LEAST_WIDTH / tokenizer.num_cells if width > 0 else 0.0
+    widths = [max(least, width * noise) for noise in action_noise] if width > 0 else [0.0] * num_dimensions
+    tables = [losses.label_table(tokenizer.num_bins, tokenizer.num_levels, each) for each in widths]
+    return torch.cat(tables).to(tokenizer.low.device)
+
+
+def _frames(batch: Batch, first: int, number: int) -> dict[str, Tensor]:
+    """Returns `number` observations of each segment, from `first` on."""
+    return {key: value[:, first : first + number] for key, value in batch.observations.items()}
 
 
 def masked_mean(values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:

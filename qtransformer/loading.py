@@ -78,7 +78,8 @@ def load_run(folder: Path) -> LoadedRun:
     checkpoint = load_checkpoint(folder)
     info = checkpoint.info
     spec = DatasetSpec.from_json(info["spec"])
-    policy = build_policy(TrainConfig.from_json(info["config"]), spec, info["statistics"])
+    config = TrainConfig.from_json(info["config"])
+    policy = build_policy(config, spec, info["statistics"], info["action_centres"])
     policy.load_state_dict(checkpoint.weights)
     return LoadedRun(folder, policy.eval(), spec, info)
 

@@ -1,9 +1,9 @@
 """The Transformer: observations and action tokens in, one value and one density a bin out.
 
 Two stacks, since an observation is read once and an action token by token. The *trunk* is deep: the observation tokens
-of step k see those of steps <= k. The *decoder* is shallow: action tokens see the trunk's features of their own step,
-which hold its history, and the action tokens before them. The outputs for action token i are read at the token before
-it, so that one pass gives the Q-values of every action token of every step:
+of step k see those of steps <= k. The *decoder* is shallow: action tokens start from the trunk's features of their own
+step, which hold its history, and see the action tokens before them. The outputs for action token i are read at the
+token before it, so that one pass gives the Q-values of every action token of every step:
 
     trunk       o_0 ─▶ ... ─▶ o_k               one sequence a segment
                                ▼
@@ -15,6 +15,7 @@ It must not know rewards, targets or losses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -25,23 +26,29 @@ from torch import Tensor, nn
 from qtransformer.blocks import Block, KeysValues, TokenHead, causal_mask, prefix_mask
 from qtransformer.config import ModelConfig
 from qtransformer.encoders.state import StateEncoder
+from qtransformer.hl_gauss import SPREAD, hl_gauss_edges, hl_gauss_labels, hl_gauss_values
 from qtransformer.tokens import ActionTokenizer
 
-_INITIAL_Q_LOGIT = -3.0  # Q = 0.05: values start near the floor and are pulled up by data, not down
+_INITIAL_Q = 0.05  # values start near the floor and are pulled up by data, not down
+_INITIAL_Q_LOGIT = math.log(_INITIAL_Q / (1 - _INITIAL_Q))
+_LEAST_LOGIT = -10.0  # of an atom that starts empty
 
 
 class TokenOutputs(NamedTuple):
     """What the model says of each bin of an action token."""
 
-    q_logits: Float[Tensor, "*batch bins"]
-    """The value is their sigmoid."""
+    q_logits: Float[Tensor, "*batch"]
+    """(*batch, bins): the value is their sigmoid. Or (*batch, bins, atoms): it is the mean of their distribution."""
     density_logits: Float[Tensor, "*batch bins"]
     """Their softmax is the density of the actions to imitate."""
 
     @property
     def q_values(self) -> Float[Tensor, "*batch bins"]:
-        """Q in (0, 1)."""
-        return self.q_logits.sigmoid()
+        """Q in [0, 1]."""
+        if self.q_logits.ndim == self.density_logits.ndim:
+            return self.q_logits.sigmoid()
+        edges = hl_gauss_edges(self.q_logits.shape[-1]).to(self.q_logits)
+        return hl_gauss_values(self.q_logits, edges).clamp(0.0, 1.0)
 
 
 Chooser = Callable[[TokenOutputs], Int[Tensor, " batch"]]
@@ -61,7 +68,9 @@ class QTransformer(nn.Module):
     trunk_mask: Tensor
     decoder_mask: Tensor
 
-    def __init__(self, encoder: StateEncoder, tokenizer: ActionTokenizer, config: ModelConfig) -> None:
+    def __init__(
+        self, encoder: StateEncoder, tokenizer: ActionTokenizer, config: ModelConfig, has_value_head: bool = False
+    ) -> None:
         super().__init__()
         W, N, K, M = config.width, tokenizer.num_action_tokens, tokenizer.num_bins, encoder.num_tokens
         self.encoder, self.window = encoder, config.window
@@ -73,8 +82,14 @@ class QTransformer(nn.Module):
         self.slot_embedding = nn.Parameter(torch.randn(N - 1, W) * 0.02)
         self.decoder = nn.ModuleList(Block(W, config.num_heads) for _ in range(config.num_action_layers))
         self.norm = nn.LayerNorm(W)
-        self.q_head = TokenHead(N, W, K, bias=_INITIAL_Q_LOGIT)
+        self.num_atoms = config.num_atoms
+        self.q_head = TokenHead(N, W, K * config.num_atoms, bias=_INITIAL_Q_LOGIT)
+        if config.num_atoms > 1:
+            edges = hl_gauss_edges(config.num_atoms)
+            atoms = hl_gauss_labels(torch.tensor(_INITIAL_Q), edges, SPREAD * (edges[1] - edges[0]).item())
+            self.q_head.bias.data.copy_(atoms.log().clamp_min(_LEAST_LOGIT).repeat(K))
         self.density_head = TokenHead(N, W, K)
+        self.value_head = TokenHead(1, W, 1, bias=_INITIAL_Q_LOGIT) if has_value_head else None
         self.register_buffer("trunk_mask", causal_mask(config.window, M), persistent=False)
         self.register_buffer("decoder_mask", prefix_mask(M, N - 1), persistent=False)
 
@@ -83,20 +98,28 @@ class QTransformer(nn.Module):
     ) -> TokenOutputs:
         """Returns outputs (batch, time, tokens, bins) for the logged tokens, in one pass over the whole segment."""
         slots = torch.arange(self.num_action_tokens - 1, device=action_tokens.device)
-        actions = self.action_embedding[slots, action_tokens[..., :-1]] + self.slot_embedding
-        x = torch.cat([self.features(observations), actions], dim=2)
+        features = self.features(observations)
+        actions = self.action_embedding[slots, action_tokens[..., :-1]] + self.slot_embedding + features[:, :, -1:]
+        x = torch.cat([features, actions], dim=2)
         B, T, S, W = x.shape
         x = x.view(B * T, S, W)
         for block in self.decoder:
             x, _ = block(x, self.decoder_mask)
         x = self.norm(x).view(B, T, S, W)[:, :, self.num_observation_tokens - 1 :]
-        return TokenOutputs(self.q_head(x), self.density_head(x))
+        return self._token_outputs(self.q_head(x), self.density_head(x))
 
     def first_token_outputs(self, observations: Mapping[str, Tensor]) -> TokenOutputs:
         """Returns outputs (batch, time, bins) of the first action token of each step; observation tokens alone."""
         features = self.features(observations)
         x, _ = self._start(features.flatten(0, 1))
         return self._outputs(x.view(*features.shape[:2], -1), 0)
+
+    def state_values(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+        """Returns V(s) in (0, 1) of each step from the observation tokens alone; needs the value head."""
+        assert self.value_head is not None
+        features = self.features(observations)
+        x, _ = self._start(features.flatten(0, 1))
+        return self.value_head.slot(x, 0).sigmoid().view(features.shape[:2])
 
     def greedy(
         self, observations: Mapping[str, Tensor], num_frames: Int[Tensor, " batch"], choose: Chooser
@@ -116,7 +139,8 @@ class QTransformer(nn.Module):
         outputs = [self._outputs(x, 0)]
         tokens = [choose(outputs[0])]
         for slot in range(self.num_action_tokens - 1):
-            x = (self.action_embedding[slot][tokens[-1]] + self.slot_embedding[slot]).unsqueeze(1)
+            x = self.action_embedding[slot][tokens[-1]] + self.slot_embedding[slot] + features[:, -1]
+            x = x.unsqueeze(1)
             for index, block in enumerate(self.decoder):
                 x, cache[index] = block(x, None, cache[index])
             outputs.append(self._outputs(self.norm(x).squeeze(1), slot + 1))
@@ -144,4 +168,9 @@ class QTransformer(nn.Module):
         return self.norm(x[:, -1]), cache
 
     def _outputs(self, x: Float[Tensor, "*batch width"], slot: int) -> TokenOutputs:
-        return TokenOutputs(self.q_head.slot(x, slot), self.density_head.slot(x, slot))
+        return self._token_outputs(self.q_head.slot(x, slot), self.density_head.slot(x, slot))
+
+    def _token_outputs(self, q_logits: Tensor, density_logits: Tensor) -> TokenOutputs:
+        return TokenOutputs(
+            q_logits if self.num_atoms == 1 else q_logits.unflatten(-1, (-1, self.num_atoms)), density_logits
+        )

@@ -6,6 +6,7 @@ evaluated and what is exported are the same graph. It must not know environments
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,9 +15,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from qtransformer.backup import greedy_bins, values_at
+from qtransformer.backup import median_bins, policy_probabilities, values_at
 from qtransformer.batch import DatasetSpec
-from qtransformer.config import RunError, TrainConfig
+from qtransformer.config import ACT_BY_DENSITY, RunError, TrainConfig
+from qtransformer.encoders.return_conditioned import ReturnConditionedEncoder
 from qtransformer.encoders.state import StateEncoder, Statistics
 from qtransformer.model import QTransformer, TokenOutputs
 from qtransformer.tokens import ActionTokenizer
@@ -64,20 +66,34 @@ class GreedyPolicy(nn.Module):
 
     def choose(self, outputs: TokenOutputs) -> Int[Tensor, "*batch"]:
         """Returns the greedy bin of each token."""
-        return greedy_bins(outputs.q_values, outputs.density_logits, self.support_threshold, self.support_temperature)
+        return median_bins(self.probabilities(outputs))
 
     def values(self, outputs: TokenOutputs) -> Float[Tensor, "*batch"]:
-        """Returns the value of each token's greedy bin: what stands for the maximum in eq. 1."""
-        return values_at(outputs.q_values, self.choose(outputs))
+        """Returns the value of the policy at each token: what stands for the maximum in eq. 1."""
+        return (self.probabilities(outputs) * outputs.q_values).sum(dim=-1)
+
+    def probabilities(self, outputs: TokenOutputs) -> Float[Tensor, "*batch bins"]:
+        """Returns the probability of each bin of each token."""
+        return policy_probabilities(
+            outputs.q_values, outputs.density_logits, self.support_threshold, self.support_temperature
+        )
 
 
-def build_policy(config: TrainConfig, spec: DatasetSpec, statistics: Statistics) -> GreedyPolicy:
-    """Returns an untrained policy for the observations and actions of `spec`."""
-    tokenizer = ActionTokenizer(spec.actions, config.tokens)
-    encoder = StateEncoder(spec.observations, statistics, config.model.width)
-    model = QTransformer(encoder, tokenizer, config.model)
-    if config.algorithm == "behaviour_cloning":  # the most likely bin alone is supported
-        return GreedyPolicy(model, tokenizer, support_threshold=1.0, support_temperature=0.0)
+def build_policy(
+    config: TrainConfig,
+    spec: DatasetSpec,
+    statistics: Statistics,
+    action_centres: Sequence[Sequence[float]] | None = None,
+) -> GreedyPolicy:
+    """Returns an untrained policy for the observations and actions of `spec`; quantile bins need `action_centres`."""
+    tokenizer = ActionTokenizer(spec.actions, config.tokens, action_centres)
+    is_conditioned = config.algorithm == "decision_transformer"
+    encoder_class = ReturnConditionedEncoder if is_conditioned else StateEncoder
+    encoder = encoder_class(spec.observations, statistics, config.model.width)
+    has_value_head = config.algorithm == "implicit_q_learning"
+    model = QTransformer(encoder, tokenizer, config.model, has_value_head)
+    if config.algorithm in ACT_BY_DENSITY:
+        return GreedyPolicy(model, tokenizer, support_threshold=0.0, support_temperature=math.inf)
     return GreedyPolicy(model, tokenizer, config.learning.support_threshold, config.learning.support_temperature)
 
 

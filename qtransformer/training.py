@@ -27,11 +27,12 @@ from qtransformer.console import progress
 from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
+from qtransformer.token_report import print_token_report, token_report
 from qtransformer_datasets.check import check_dataset, raise_on_errors
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.returns import return_range
 from qtransformer_datasets.schema import EpisodeDataset
-from qtransformer_datasets.statistics import statistics
+from qtransformer_datasets.statistics import action_centres, action_noise, statistics
 from qtransformer_datasets.windows import SegmentSampler
 
 _NUM_SAMPLES = 512  # logged windows kept for export: what its parity check and golden file are made of
@@ -50,6 +51,9 @@ def train(config: TrainConfig) -> Path:
     learner, sampler, info = build(config, dataset)
     step = _restore(config.out, learner, sampler, info) if resume else _start_run(config, sampler, info)
     save = _saver(config.out, learner, sampler, info)
+    if not resume:
+        actions = np.concatenate([episode.actions for episode in dataset.episodes])
+        print_token_report(token_report(learner.policy.tokenizer, dataset.spec.actions, actions))
 
     started, first_step, recent = time.perf_counter(), step, []
     with progress(config.algorithm, config.steps, step) as advance, _metrics(config.out) as write:
@@ -83,21 +87,23 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
     """Returns the learner, its source of batches, and the description that goes into every checkpoint."""
     sampler = SegmentSampler(
         dataset,
-        segment_length=config.model.window,
+        segment_length=config.model.window + config.learning.environment_steps - 1,
         batch_size=config.batch_size,
-        discount=config.learning.discount,
+        discount=config.return_discount,
         seed=config.seed,
     )
     info = {
         "config": config.to_json(),
         "spec": dataset.spec.to_json(),
         "statistics": _plain(statistics(dataset)),
-        "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.learning.discount), strict=True)),
+        "action_centres": _action_centres(dataset, config),
+        "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.return_discount), strict=True)),
         "dataset": {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "episodes": dataset.num_episodes},
     }
     device = _device(config.device)
-    policy = build_policy(config, dataset.spec, info["statistics"]).to(device)
-    learner = LEARNERS[config.algorithm](policy, config, ReturnScale(**info["return_scale"]))
+    policy = build_policy(config, dataset.spec, info["statistics"], info["action_centres"]).to(device)
+    scale, noise = ReturnScale(**info["return_scale"]), action_noise(dataset).tolist()
+    learner = LEARNERS[config.algorithm](policy, config, scale, noise)
     return learner, sampler, info
 
 
@@ -136,8 +142,9 @@ def _start_run(config: TrainConfig, sampler: SegmentSampler, info: dict[str, Any
     """Writes what stays the same during the run; returns step 0."""
     chosen = np.linspace(0, sampler.num_steps - 1, min(_NUM_SAMPLES, sampler.num_steps)).astype(int)
     batch = sampler.segments(chosen)
-    frames = {f"observations/{key}": value[:, :-1] for key, value in batch.observations.items()}
-    np.savez_compressed(config.out / "samples.npz", num_frames=batch.is_valid.sum(axis=1), **frames)
+    window = config.model.window
+    frames = {f"observations/{key}": value[:, :window] for key, value in batch.observations.items()}
+    np.savez_compressed(config.out / "samples.npz", num_frames=batch.is_valid[:, :window].sum(axis=1), **frames)
     (config.out / "metrics.jsonl").write_text("")  # a run that was interrupted before its first checkpoint left lines
     (config.out / "config.json").write_text(json.dumps(info["config"], indent=1))
     return 0
@@ -182,6 +189,10 @@ def _saver(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str,
         return save_checkpoint(run, {"step": step, **info, "sampler": sampler.state_dict()}, weights, training)
 
     return save
+
+
+def _action_centres(dataset: EpisodeDataset, config: TrainConfig) -> list[list[float]] | None:
+    return action_centres(dataset, config.tokens.num_cells).tolist() if config.tokens.binning == "quantile" else None
 
 
 def _device(name: str) -> torch.device:

@@ -35,8 +35,12 @@ PLAIN = LearningConfig(  # eq. 1 alone: no bound, no regulariser, no density, on
 
 def make_config(learning: LearningConfig | None = None, **changes: Any) -> TrainConfig:
     """A small run; `num_bins`, `num_levels` and the fields of the model stand beside those of the run."""
-    tokens = {name: changes.pop(name) for name in ("num_bins", "num_levels") if name in changes}
-    model = {name: changes.pop(name) for name in ("window", "width", "num_layers", "num_heads") if name in changes}
+    tokens = {name: changes.pop(name) for name in ("num_bins", "num_levels", "order") if name in changes}
+    model = {
+        name: changes.pop(name)
+        for name in ("window", "width", "num_layers", "num_heads", "num_atoms")
+        if name in changes
+    }
     settings: dict[str, Any] = {"dataset": Path("log"), "out": Path("run"), "steps": 50, "batch_size": 4}
     return TrainConfig(
         tokens=TokenConfig(**{"num_bins": 4, **tokens}),
@@ -72,7 +76,13 @@ def enlarge(policy: GreedyPolicy) -> GreedyPolicy:
 
 def make_learner(config: TrainConfig, scale: ReturnScale = UNIT, **sizes: int) -> QTransformerLearner:
     """A learner of a fresh policy."""
-    return QTransformerLearner(make_policy(config, **sizes), config, scale)
+    policy = make_policy(config, **sizes)
+    return QTransformerLearner(policy, config, scale, noise_of(policy))
+
+
+def noise_of(policy: GreedyPolicy) -> list[float]:
+    """A tenth of the range in every dimension."""
+    return [0.1] * policy.tokenizer.num_dimensions
 
 
 def set_values(model: QTransformer, table: Sequence[Sequence[float]]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from learner_fixtures import PLAIN, enlarge, make_batch, make_config, make_learner, set_values, to_torch
 
@@ -41,6 +42,89 @@ def test_the_chain_of_pure_functions_by_hand():
     assert last.tolist() == [pytest.approx([0.1 + 0.5 * 0.8, 0.7])]
     targets = backup.one_step_targets(values, last)
     assert targets[0].tolist() == [pytest.approx([0.5, 0.4, 0.5]), pytest.approx([0.3, 0.2, 0.7])]
+
+
+# Four segments of five steps, as in the docstring: to the segment's end; cut off after step 2, its successor logged or
+# not; terminated at step 2. Rewards 1, 2, 4, 8, 16 tell the steps apart, values 100, 200, ... the bootstraps.
+REWARDS = torch.tensor([[1.0, 2.0, 4.0, 8.0, 16.0], *[[1.0, 2.0, 4.0, 0.0, 0.0]] * 3])
+TERMINATIONS = torch.tensor([[False] * 5] * 3 + [[False, False, True, False, False]])
+IS_KNOWN = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 2 + [False] * 3, [True] * 3 + [False] * 2])
+NEXT_VALUES = torch.tensor([[100.0, 200.0, 300.0, 400.0, 500.0]] * 4)
+
+
+def many_steps(num_steps, discount=0.5):
+    targets = backup.environment_steps_targets(REWARDS, TERMINATIONS, NEXT_VALUES, IS_KNOWN, discount, num_steps)
+    return [row[known].tolist() for row, known in zip(targets, IS_KNOWN, strict=True)]
+
+
+def test_environment_steps_by_hand():
+    last = 4 + 300 / 2
+    assert many_steps(3) == [
+        [1 + 2 / 2 + 4 / 4 + 300 / 8, 2 + 4 / 2 + 8 / 4 + 400 / 8, 4 + 8 / 2 + 16 / 4 + 500 / 8, 8 + 8 + 125, 16 + 250],
+        [1 + 2 / 2 + 4 / 4 + 300 / 8, 2 + 4 / 2 + 300 / 4, last],
+        [1 + 2 / 2 + 200 / 4, 2 + 200 / 2],
+        [1 + 2 / 2 + 4 / 4, 2 + 4 / 2, 4],
+    ]
+    assert many_steps(2) == [
+        [1 + 2 / 2 + 200 / 4, 2 + 4 / 2 + 300 / 4, 4 + 8 / 2 + 400 / 4, 8 + 8 + 125, 16 + 250],
+        [1 + 2 / 2 + 200 / 4, 2 + 4 / 2 + 300 / 4, last],
+        [1 + 2 / 2 + 200 / 4, 2 + 200 / 2],
+        [1 + 2 / 2 + 200 / 4, 2 + 4 / 2, 4],
+    ]
+
+
+def test_nothing_after_a_termination_counts():
+    terminations = torch.tensor([[False, True, False, False, False]])
+    arguments = (REWARDS[:1], terminations, NEXT_VALUES[:1], IS_KNOWN[:1], 0.5)
+    assert backup.environment_steps_targets(*arguments, 3)[0, :2].tolist() == [1 + 2 / 2, 2]
+    assert backup.lambda_targets(*arguments, 1.0)[0, :2].tolist() == [1 + 2 / 2, 2]
+
+
+def test_one_environment_step_is_the_one_step_target():
+    one_step = backup.environment_step_targets(REWARDS, TERMINATIONS, NEXT_VALUES, 0.98)
+    arguments = (REWARDS, TERMINATIONS, NEXT_VALUES, IS_KNOWN, 0.98)
+    assert torch.equal(backup.environment_steps_targets(*arguments, 1), one_step)
+    assert torch.equal(backup.lambda_targets(*arguments, 0.0), one_step)
+
+
+def test_segments_of_one_step_have_no_more_to_use():
+    alone = (REWARDS[:, :1], TERMINATIONS[:, :1], NEXT_VALUES[:, :1], IS_KNOWN[:, :1], 0.98)
+    one_step = backup.environment_step_targets(*alone[:3], 0.98)
+    assert torch.equal(backup.environment_steps_targets(*alone, 7), one_step)
+    assert torch.equal(backup.lambda_targets(*alone, 1.0), one_step)
+
+
+def test_more_steps_than_there_are_use_all_of_them():
+    assert many_steps(5) == many_steps(50)
+    assert many_steps(5)[0][0] == 1 + 2 / 2 + 4 / 4 + 8 / 8 + 16 / 16 + 500 / 32
+
+
+def test_lambda_targets_by_hand():
+    targets = backup.lambda_targets(REWARDS, TERMINATIONS, NEXT_VALUES, IS_KNOWN, 0.5, 0.25)
+    last = 16 + 250.0
+    three = 8 + 0.5 * (0.75 * 400 + 0.25 * last)
+    two = 4 + 0.5 * (0.75 * 300 + 0.25 * three)
+    assert targets[0, 2:].tolist() == pytest.approx([two, three, last])
+    assert targets[1, 1:3].tolist() == pytest.approx([2 + 0.5 * (0.75 * 200 + 0.25 * (4 + 150)), 4 + 150])
+    assert targets[2, :2].tolist() == pytest.approx([1 + 0.5 * (0.75 * 100 + 0.25 * (2 + 100)), 2 + 100])
+    assert targets[3, 1:3].tolist() == pytest.approx([2 + 0.5 * (0.75 * 200 + 0.25 * 4), 4])
+
+
+@settings(deadline=None)
+@given(st.integers(0, 9999), st.integers(1, 7), st.floats(0, 1))
+def test_lambda_targets_mix_the_returns_of_all_lengths(seed, num_steps, trace):
+    generator = torch.Generator().manual_seed(seed)
+    B, T = 6, num_steps
+    rewards, values = torch.rand(B, T, generator=generator).double(), torch.rand(B, T, generator=generator).double()
+    lengths = torch.randint(1, T + 1, (B, 1), generator=generator)  # steps of the episode that are in the segment
+    ends = (torch.arange(T) == lengths - 1) & (lengths < T)
+    terminations, has_successor = (ends & (torch.rand(B, T, generator=generator) < share) for share in (0.5, 0.5))
+    is_known = (torch.arange(T) < lengths) & (~ends | terminations | has_successor)
+    arguments = (rewards, terminations, values, is_known, 0.9)
+    by_length = [backup.environment_steps_targets(*arguments, n) for n in range(1, T + 1)]
+    shares = torch.tensor([*((1 - trace) * trace**n for n in range(T - 1)), trace ** (T - 1)]).double()
+    mixture = (shares.view(T, 1, 1) * torch.stack(by_length)).sum(dim=0)
+    torch.testing.assert_close(backup.lambda_targets(*arguments, trace)[is_known], mixture[is_known])
 
 
 def test_one_step_targets_of_the_learner_by_hand():
@@ -156,47 +240,51 @@ def test_rewards_and_returns_pass_through_the_return_scale():
     assert targets[0].tolist() == pytest.approx([0.7, 0.7, 0.7])
 
 
-def greedy(q_values, density, threshold, temperature):
-    logits = torch.tensor(density).log()
-    return backup.greedy_bins(torch.tensor(q_values), logits, threshold, temperature).item()
+def policy(q_values, density, threshold, temperature):
+    return backup.policy_probabilities(
+        torch.tensor(q_values), torch.tensor(density).log(), threshold, temperature
+    ).tolist()
 
 
-def test_supported_bins_by_hand():
+def test_the_policy_by_hand():
     q_values, density = [0.9, 0.5, 0.1, 0.4], [0.05, 0.25, 0.4, 0.3]
-    assert greedy(q_values, density, 0.0, 0.0) == 0  # the plain maximum
-    assert greedy(q_values, density, 0.5, 0.0) == 1  # bin 0 has 1/8 of the likeliest bin's density, bin 1 has 5/8
-    assert greedy(q_values, density, 0.7, 0.0) == 3  # ... and now bin 1 is out too
-    assert greedy(q_values, density, 1.0, 0.0) == 2  # the mode of the density
-    # Q + 0.5 log density: 0.9 - 1.50, 0.5 - 0.69, 0.1 - 0.46, 0.4 - 0.60
-    assert greedy(q_values, density, 0.0, 0.5) == 1
-    assert greedy(q_values, density, 0.0, 100.0) == 2
+    assert policy(q_values, density, 0.0, 0.0) == [1, 0, 0, 0]  # the plain maximum
+    assert policy(q_values, density, 0.5, 0.0) == [0, 1, 0, 0]  # bin 0 has 1/8 of the likeliest bin's density
+    assert policy(q_values, density, 0.7, 0.0) == [0, 0, 0, 1]  # ... and now bin 1, with 5/8, is out too
+    weights = np.array(density) * np.exp(np.array(q_values) / 0.5)
+    assert policy(q_values, density, 0.0, 0.5) == pytest.approx((weights / weights.sum()).tolist())
+    weights[0] = 0.0
+    assert policy(q_values, density, 0.5, 0.5) == pytest.approx((weights / weights.sum()).tolist())
+    assert policy(q_values, density, 0.0, math.inf) == pytest.approx(density)
 
 
-def test_equal_bins_go_to_the_lowest():
-    assert greedy([0.2, 0.7, 0.7, 0.7], [0.25] * 4, 0.0, 0.0) == 1
-    assert greedy([0.2, 0.7, 0.7, 0.7], [0.25] * 4, 0.5, 0.1) == 1
-    assert greedy([0.5, 0.5, 0.5, 0.5], [0.1, 0.4, 0.4, 0.1], 1.0, 0.0) == 1
+def test_of_equal_values_the_lowest_bin_is_chosen():
+    assert policy([0.2, 0.7, 0.7, 0.7], [0.25] * 4, 0.0, 0.0) == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "median"),
+    [
+        ([1.0, 0.0, 0.0], 0),
+        ([0.0, 0.0, 1.0], 2),
+        ([0.25, 0.5, 0.25], 1),
+        ([0.5, 0.25, 0.25], 0),  # exactly half lies in bin 0
+        ([0.4, 0.25, 0.35], 1),  # the mode is bin 0, where a cut tail piled up
+        ([0.45, 0.0, 0.55], 2),  # of two separate modes the likelier one
+        ([0.1, 0.1, 0.1], 2),  # a sum that rounding left short
+    ],
+)
+def test_the_median_by_hand(probabilities, median):
+    assert backup.median_bins(torch.tensor(probabilities)).item() == median
 
 
 TENSORS = st.integers(0, 9999).map(lambda seed: torch.randn(2, 50, 7, generator=torch.Generator().manual_seed(seed)))
 
 
 @given(TENSORS)
-def test_no_support_rule_is_the_plain_arg_max(tensors):
-    assert torch.equal(backup.greedy_bins(tensors[0], 9 * tensors[1], 0.0, 0.0), tensors[0].argmax(dim=-1))
-
-
-@given(TENSORS)
-def test_threshold_one_is_the_mode_of_the_density(tensors):
-    assert torch.equal(backup.greedy_bins(tensors[0], tensors[1], 1.0, 0.1), tensors[1].argmax(dim=-1))
-
-
-@given(TENSORS, st.floats(0.05, 5))
-def test_the_temperature_rule_is_the_mode_of_the_regularised_policy(tensors, temperature):
-    q_values, logits = tensors[0].double().sigmoid(), tensors[1].double()
-    density = logits.softmax(dim=-1)
-    best = (density * torch.exp(q_values / temperature)).argmax(dim=-1)
-    assert torch.equal(backup.greedy_bins(q_values, logits, 0.0, temperature), best)
+def test_temperature_zero_without_a_threshold_is_the_plain_arg_max(tensors):
+    chosen = backup.median_bins(backup.policy_probabilities(tensors[0], 9 * tensors[1], 0.0, 0.0))
+    assert torch.equal(chosen, tensors[0].argmax(dim=-1))
 
 
 @given(TENSORS, st.floats(0.01, 0.99))
@@ -204,7 +292,19 @@ def test_the_threshold_rule_is_the_maximum_over_supported_bins(tensors, threshol
     density = tensors[1].softmax(dim=-1)
     is_supported = density >= threshold * density.amax(dim=-1, keepdim=True)
     best = torch.where(is_supported, tensors[0], -torch.inf).argmax(dim=-1)
-    assert torch.equal(backup.greedy_bins(tensors[0], tensors[1], threshold, 0.0), best)
+    assert torch.equal(backup.median_bins(backup.policy_probabilities(tensors[0], tensors[1], threshold, 0.0)), best)
+
+
+@given(TENSORS, st.floats(0.05, 5))
+def test_the_policy_maximises_value_less_divergence(tensors, temperature):
+    q_values, logits = tensors[0].double().sigmoid(), tensors[1].double()
+    probabilities = backup.policy_probabilities(q_values, logits, 0.0, temperature)
+
+    def objective(each):
+        return (each * (q_values - temperature * (each.log() - logits.log_softmax(dim=-1)))).sum(dim=-1)
+
+    others = (probabilities.log() + 0.1 * tensors[1].flip(-1)).softmax(dim=-1)
+    assert (objective(probabilities) >= objective(others) - 1e-12).all()
 
 
 def test_values_at_picks_the_value_of_the_bin():

@@ -100,7 +100,7 @@ def test_graph_equals_the_network_on_other_windows(bundle: Bundle):
         np.testing.assert_allclose(got[3], expected.q_gap[row : row + 1], rtol=0, atol=1e-5)
         assert got[4] == [True]
     assert len(np.unique(expected.tokens)) > 4, "a policy that always does the same shows nothing"
-    assert expected.q_max.std() > 0.05
+    assert expected.q_max.std() > 0.03
 
 
 @pytest.mark.export

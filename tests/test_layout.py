@@ -28,13 +28,14 @@ PACKAGES = {  # import name -> source root
     "qtransformer_envs": "envs",
     "qtransformer_datasets": "datasets",
 }
-FOLDERS = {"qtransformer", "envs", "datasets", "tests", "docs"}
+FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
-ORDER = ["batch", "config", "console", "tokens", "normalization", "encoders", "model", "backup", "losses"]
-ORDER += ["policy", "learner", "baselines", "checkpoint", "evaluation", "report_plots", "report", "deploy", "loading"]
-ORDER += ["training", "rollout", "demo_report", "demo", "cli"]
-COMMAND_LINE = {"training", "demo", "cli"}  # these tie the three packages together
+ORDER = ["batch", "config", "console", "tokens", "token_report", "normalization", "encoders", "hl_gauss"]
+ORDER += ["blocks", "model", "backup", "losses", "policy", "learner", "baselines", "checkpoint", "evaluation"]
+ORDER += ["report_plots", "report", "deploy", "loading", "predictions", "calibration", "alarms", "explain_log"]
+ORDER += ["explain", "explain_plots", "explain_page", "training", "rollout", "demo_report", "demo", "cli"]
+COMMAND_LINE = {"training", "explain_log", "explain", "demo", "cli"}  # these tie the three packages together
 
 # Top-level names that a package must not import, and the files that are let off.
 FORBIDDEN = {

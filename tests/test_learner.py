@@ -9,18 +9,21 @@ import pytest
 import torch
 from learner_fixtures import (
     PLAIN,
+    UNIT,
     assert_same_bits,
     concatenate,
     copied,
+    enlarge,
     make_batch,
     make_config,
     make_learner,
+    make_policy,
     set_values,
     to_torch,
 )
 
 from qtransformer.config import LearningConfig
-from qtransformer.learner import masked_mean
+from qtransformer.learner import QTransformerLearner, masked_mean
 from qtransformer.normalization import ReturnScale
 
 FIGURES = {"loss", "squared_error", "conservative", "cross_entropy", "q_logged", "q_greedy", "target"}
@@ -220,3 +223,83 @@ def test_masked_mean_by_hand():
     values, mask = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True])
     assert masked_mean(values, mask).item() == 3.5
     assert masked_mean(values, torch.zeros(3, dtype=torch.bool)).item() == 0.0
+
+
+def test_the_return_goes_over_several_environment_steps():
+    """Window 1, segments of 3 steps, value 0.5 everywhere: R0 + g R1 + g^2 R2 + g^3 V, cut short by an end."""
+    learning = replace(PLAIN, discount=0.5, environment_steps=3)
+    learner = make_learner(make_config(learning, window=1))
+    set_values(learner.target.model, [[0.5, 0.1, 0.1, 0.1]] * 3)
+    rewards = np.array([[0.1, 0.2, 0.3]] * 3, np.float32)
+    ends = np.array([[False, False, False], [False, True, False], [False, False, False]])
+    is_valid = np.array([[True, True, True], [True, True, False], [True, True, False]])
+    batch = make_batch(3, rewards=rewards, terminations=ends, is_valid=is_valid)
+    targets = learner.targets(to_torch(batch))
+    assert targets.values.shape == (3, 1, 3)
+    whole, ended, cut = 0.1 + 0.1 + 0.075 + 0.0625, 0.1 + 0.1, 0.1 + 0.1 + 0.25 * 0.5
+    assert targets.values[:, 0, -1].tolist() == pytest.approx([whole, ended, cut])
+    assert targets.values[:, 0, 0].tolist() == pytest.approx([0.5] * 3)
+
+
+def test_one_environment_step_of_a_longer_segment_is_the_default():
+    """The windows of the look-ahead are those that segments further on are made of."""
+    batch, learning = to_torch(make_batch(num_steps=4)), replace(PLAIN, environment_steps=2)
+    learner = make_learner(make_config(learning, window=3))
+    enlarge(learner.target)
+    ahead = learner._next_values(batch)
+    shifted = replace(batch, observations={key: each[:, 1:] for key, each in batch.observations.items()})
+    learner.config = PLAIN
+    torch.testing.assert_close(ahead[:, :3], learner._next_values(batch))
+    torch.testing.assert_close(ahead[:, 3:], learner._next_values(shifted)[:, -1:])
+
+
+def test_the_softmax_regularizer_takes_the_place_of_the_floor():
+    learning = replace(PLAIN, conservative_weight=1.0)
+    batch = to_torch(make_batch())
+    floor, softmax = (
+        make_learner(make_config(replace(learning, regularizer=each))).loss(batch)[1] for each in ("floor", "softmax")
+    )
+    # Q is near 0.05 in all 4 bins: the mean of Q^2 / 2, and log 4
+    assert floor["conservative"].item() == pytest.approx(0.5 * 0.05**2, abs=1e-3)
+    assert softmax["conservative"].item() == pytest.approx(np.log(4), abs=0.02)
+    assert_same_bits({"error": floor["squared_error"]}, {"error": softmax["squared_error"]})
+
+
+@pytest.mark.slow
+def test_a_value_as_a_distribution_finds_the_target():
+    learning = replace(PLAIN, learning_rate=1e-2)
+    learner = make_learner(make_config(learning, window=1, num_atoms=21, num_bins=4, steps=300), num_dimensions=1)
+    rewards = np.array([[0.0], [0.3], [0.8], [1.0]], np.float32)
+    centres = np.array([-0.75, -0.25, 0.25, 0.75], np.float32)[:, None, None]
+    same = {"state": np.zeros((4, 2, 2), np.float32)}
+    batch = make_batch(4, num_steps=1, num_dimensions=1, observations=same, actions=centres, rewards=rewards)
+    batch = replace(batch, terminations=np.ones((4, 1), bool))
+    for _ in range(300):
+        learner.update(batch)
+    with torch.no_grad():
+        outputs = learner.policy.model.first_token_outputs({"state": torch.zeros(1, 1, 2)})
+    assert outputs.q_logits.shape == (1, 1, 4, 21)
+    assert outputs.q_values[0, 0].tolist() == pytest.approx([0.0, 0.3, 0.8, 1.0], abs=0.02)
+
+
+def test_soft_labels_follow_the_noise_of_each_dimension():
+    config = make_config(LearningConfig(label_width=1.0), num_bins=8, num_levels=1)
+    policy = make_policy(config, num_dimensions=2)
+    learner = QTransformerLearner(policy, config, UNIT, [0.0, 0.25])
+    labels = learner.labels(torch.tensor([[[4, 4]]]))[0, 0]
+    assert labels.sum(dim=-1).tolist() == pytest.approx([1.0, 1.0])
+    assert labels[0, 4] > 0.65  # no noise: half a cell
+    assert labels[1, 4] == pytest.approx(0.1974 / (0.9773 - 0.0122), abs=2e-2)  # +-0.25 deviations of a quarter
+    with pytest.raises(ValueError, match="action_noise must have a number for each of 2 dimensions, got 0"):
+        QTransformerLearner(policy, config, UNIT)
+
+
+@pytest.mark.parametrize("order", ["level_major", "dimension_major"])
+def test_labels_of_several_levels_are_those_of_their_dimension(order):
+    config = make_config(LearningConfig(label_width=1.0), num_bins=4, num_levels=2, order=order)
+    policy = make_policy(config, num_dimensions=2)
+    learner = QTransformerLearner(policy, config, UNIT, [0.01, 0.5])
+    labels = learner.labels(policy.tokenizer.encode(torch.tensor([[[0.1, 0.1]]])))[0, 0]
+    sharpness = labels.amax(dim=-1)
+    first = policy.tokenizer.token_dimensions == 0
+    assert sharpness[first].min() > sharpness[~first].max()

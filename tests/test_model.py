@@ -133,3 +133,25 @@ def test_values_start_near_the_floor():
     model = make_policy(make_config(num_bins=K, window=T)).model
     observations, tokens = inputs(model)
     assert model(observations, tokens).q_values.sub(0.05).abs().max() < 0.03
+
+
+@torch.no_grad()
+def test_state_values_of_a_segment_equal_those_of_every_window():
+    model = make_model(algorithm="implicit_q_learning")
+    observations, _ = inputs(model)
+    values = model.state_values(observations)
+    assert values.shape == (B, T)
+    assert ((values > 0) & (values < 1)).all()
+    for step in range(T):
+        alone = model.state_values(cut(observations, slice(step + 1)))
+        torch.testing.assert_close(values[:, step], alone[:, -1], rtol=0, atol=1e-5)
+        assert values[:, step].std() > 1e-4  # the observation tells
+
+
+def test_state_values_start_near_the_floor():
+    model = make_policy(make_config(window=T, algorithm="implicit_q_learning")).model
+    assert model.state_values({"state": torch.randn(B, T, 2)}).sub(0.05).abs().max() < 0.03
+
+
+def test_only_implicit_q_learning_has_a_value_head():
+    assert make_model().value_head is None

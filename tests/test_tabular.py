@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from learner_fixtures import PLAIN, UNIT, make_config, make_policy
+from learner_fixtures import PLAIN, UNIT, make_config, make_policy, noise_of
 
 from qtransformer.batch import Batch
 from qtransformer.config import PRESETS, LearningConfig
@@ -84,7 +84,8 @@ def learnt_values(policy: GreedyPolicy) -> tuple[np.ndarray, np.ndarray]:
 
 def learn(learning: LearningConfig, steps: int) -> GreedyPolicy:
     config = make_config(learning, steps=steps, num_bins=NUM_BINS, window=1, width=32, num_layers=1)
-    learner = QTransformerLearner(make_policy(config, num_dimensions=2, size=NUM_STATES), config, SCALE)
+    policy = make_policy(config, num_dimensions=2, size=NUM_STATES)
+    learner = QTransformerLearner(policy, config, SCALE, noise_of(policy))
     batch = all_transitions()
     for _ in range(steps):
         learner.update(batch)
@@ -102,9 +103,40 @@ def test_value_iteration_by_hand():
 @pytest.mark.slow
 def test_the_learner_finds_the_exact_values_of_every_token():
     learning = replace(PLAIN, discount=GAMMA, learning_rate=5e-3, polyak=0.8)
-    learnt, exact = learn(learning, steps=700), value_iteration()
+    learnt, exact = learn(learning, steps=1500), value_iteration()
     for found, expected in zip(learnt_values(learnt), exact, strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2)
+
+
+def closed_form(targets: np.ndarray, counts: np.ndarray, alpha: float) -> np.ndarray:
+    """Returns the minimiser of eq. 2 over the last axis: target * p / (p + alpha * (1 - p) / (N - 1))."""
+    p = counts / counts.sum(axis=-1, keepdims=True)
+    return targets * p / (p + alpha * (1 - p) / (NUM_BINS - 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.1, 1.0])
+def test_with_the_regularizer_every_token_has_the_closed_form(alpha):
+    """One state, one decision, rewards and how often each action was logged as below: no bin is logged alone."""
+    counts = np.array([[1, 2, 5], [4, 3, 1], [2, 2, 4]])
+    rewards = np.array([[0.9, 0.2, 0.4], [0.1, 0.6, 0.8], [0.5, 0.7, 0.3]])
+    tokens = np.repeat(np.array(ACTIONS), counts.ravel(), axis=0)
+    observations = np.ones((len(tokens), 2, 1))
+    batch = one_step_batch(observations, tokens, rewards[tuple(tokens.T)], np.ones(len(tokens), bool))
+    learning = replace(PLAIN, conservative_weight=alpha, learning_rate=5e-3, polyak=0.8)
+    config = make_config(learning, steps=1500, num_bins=NUM_BINS, window=1, width=32, num_layers=1)
+    policy = make_policy(config, num_dimensions=2, size=1)
+    learner = QTransformerLearner(policy, config, UNIT)
+    for _ in range(config.steps):
+        learner.update(batch)
+    second = closed_form(rewards, counts, alpha)
+    first = closed_form(second.max(axis=1), counts.sum(axis=1), alpha)
+    choices = torch.arange(NUM_BINS).unsqueeze(-1)
+    tokens_tried = torch.cat([choices, torch.zeros_like(choices)], dim=-1).unsqueeze(1)
+    with torch.no_grad():
+        q_values = policy.model({"state": torch.ones(NUM_BINS, 1, 1)}, tokens_tried).q_values[:, 0].numpy()
+    np.testing.assert_allclose(q_values[0, 0], first, rtol=0, atol=1e-2)
+    np.testing.assert_allclose(q_values[:, 1], second, rtol=0, atol=1e-2)
 
 
 # --- the bandit ---------------------------------------------------------------------------------------------------
@@ -129,7 +161,8 @@ def test_the_bandit_is_solved_in_every_context(preset, steps):
     wanted = generator.integers(BANDIT_BINS, size=(NUM_CONTEXTS, BANDIT_DIMENSIONS))
     learning = replace(PRESETS[preset].get("learning", LearningConfig()), learning_rate=5e-3)
     config = make_config(learning, steps=steps, num_bins=BANDIT_BINS, window=1, width=32, num_layers=1)
-    learner = QTransformerLearner(make_policy(config, size=NUM_CONTEXTS), config, UNIT)
+    policy = make_policy(config, size=NUM_CONTEXTS)
+    learner = QTransformerLearner(policy, config, UNIT, noise_of(policy))
     for _ in range(steps):
         learner.update(bandit_batch(generator, wanted))
     contexts, num_frames = torch.eye(NUM_CONTEXTS).unsqueeze(1), torch.ones(NUM_CONTEXTS, dtype=torch.long)

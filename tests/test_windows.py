@@ -1,4 +1,4 @@
-"""Segments: hand-worked numbers, padding, uniform starts, resuming; statistics of the same arrays."""
+"""Segments: hand-worked numbers, padding, uniform starts, resuming."""
 
 import json
 from dataclasses import replace
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from dataset_fixtures import make_dataset, make_episode
 
-from qtransformer_datasets.schema import DatasetError, Episode
-from qtransformer_datasets.statistics import statistics
+from qtransformer_datasets.schema import DatasetError
 from qtransformer_datasets.windows import SegmentSampler
 
 
@@ -35,6 +34,24 @@ def test_segments_by_hand(tmp_path):
     assert batch.terminations.tolist() == [[False] * 3, [False, True, False], [False] * 3]
     assert batch.has_successor.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
     assert batch.is_success.tolist() == [True, True, False]
+
+
+def test_a_long_segment_is_its_short_ones_in_a_row(tmp_path):
+    # what targets over several environment steps rest on: segments much longer than any episode, or than a window
+    episodes = [counting_episode(10, 4), counting_episode(20, 7, final=False), counting_episode(30, 1)]
+    long, short = (make_sampler(tmp_path, episodes, segment_length=length) for length in (9, 1))
+    batch = long.segments(np.arange(12))
+    for start, length in ((0, 4), (2, 2), (4, 7), (8, 3), (11, 1)):
+        rows = short.segments(np.arange(start, start + length))
+        for name in ("actions", "rewards", "terminations", "has_successor", "monte_carlo_returns"):
+            np.testing.assert_array_equal(getattr(batch, name)[start, :length], getattr(rows, name)[:, 0])
+            assert not getattr(batch, name)[start, length:].any()
+        assert batch.is_valid[start].tolist() == [True] * length + [False] * (9 - length)
+        observations = batch.observations["state"][start]
+        np.testing.assert_array_equal(
+            observations[: length + 1], [*rows.observations["state"][:, 0], observations[length]]
+        )
+        np.testing.assert_array_equal(observations[length:], [rows.observations["state"][-1, 1]] * (10 - length))
 
 
 def test_the_last_step_without_final_observation_has_no_successor(tmp_path):
@@ -114,19 +131,3 @@ def test_data_that_cannot_be_cut(tmp_path):
     ):
         with pytest.raises(DatasetError, match=message):
             make_sampler(tmp_path, episodes)
-
-
-def test_statistics_match_numpy_where_a_sum_of_squares_fails(tmp_path):
-    episodes = [make_episode(n, seed=n) for n in (1, 7, 30)]
-    episodes = [
-        replace(each, observations={"state": each.observations["state"] + 1e9}) for each in map(as_double, episodes)
-    ]
-    rows = np.concatenate([episode.observations["state"] for episode in episodes])
-    found = statistics(make_dataset(tmp_path, episodes))["state"]
-    for name in ("mean", "std", "min", "max"):
-        assert found[name].dtype == np.float64
-        np.testing.assert_allclose(found[name], getattr(rows, name)(axis=0), rtol=1e-6)
-
-
-def as_double(episode: Episode) -> Episode:
-    return replace(episode, observations={key: value.astype(np.float64) for key, value in episode.observations.items()})
