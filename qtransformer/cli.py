@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 
 from qtransformer.config import PRESETS, RunError, TrainConfig
-from qtransformer.console import print_summary, progress
+from qtransformer.console import print_summary, print_verdicts, progress
 from qtransformer.deploy.controller import ControllerError
 from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.schema import DatasetError
@@ -104,6 +104,38 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Explain:
+    """Show what a trained run makes of a log, on one HTML page: values, every bin, calibration, alarms."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run")]
+    """The --out folder of `train`."""
+    episode: int = 0
+    """Number of the logged episode to show step by step."""
+    dataset: Path | None = None
+    """Log to ask about: best one that training did not see. Without it, the run's own."""
+    out: Path | None = None
+    """Page to write; a page that is there is replaced. Without it, explain.html in the run's folder."""
+    max_steps: int = 20_000
+    """Logged steps that calibration and alarms look at, in whole, evenly chosen episodes."""
+
+    def run(self) -> None:
+        """Writes the page, then prints calibration and alarms."""
+        import torch
+
+        from qtransformer.explain import explain
+        from qtransformer.explain_log import open_log
+        from qtransformer.explain_page import write_page
+        from qtransformer.loading import load_run
+
+        torch.set_num_threads(1)
+        run, out = load_run(self.run_folder), self.out or self.run_folder / "explain.html"
+        explanation = explain(run, open_log(run, self.dataset), self.episode, self.max_steps)
+        write_page(explanation, out)
+        print_verdicts(explanation.verdicts())
+        print(f"explained: {out}")
+
+
+@dataclass(frozen=True)
 class Export:
     """Export a trained run to a bundle that a robot controller runs without torch."""
 
@@ -166,6 +198,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", description=_TRAIN), train, tyro.conf.OmitArgPrefixes]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
     )

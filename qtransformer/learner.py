@@ -119,14 +119,16 @@ class QTransformerLearner(Learner):
     ) -> None:
         super().__init__(policy, config, scale, action_noise)
         self.target = copy.deepcopy(policy).requires_grad_(False)
-        self._parameters, self._target_parameters = list(policy.parameters()), list(self.target.parameters())
+        self._parameters: list[Tensor] = [*policy.parameters()]
+        self._target_parameters: list[Tensor] = [*self.target.parameters()]
         self._others = losses.other_weights(self._labels)
 
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step and moves the target network after the policy."""
         figures = super().update(batch)
         with torch.no_grad():
-            torch._foreach_lerp_(self._target_parameters, self._parameters, 1 - self.config.polyak)
+            share = 1 - self.config.polyak
+            torch._foreach_lerp_(self._target_parameters, self._parameters, share)  # pyright: ignore
         return figures
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from learner_fixtures import UNIT, make_batch, make_config, make_policy, noise_of, to_torch
@@ -12,7 +14,7 @@ from qtransformer.config import LearningConfig
 ONE_STATE, ONE_FRAME = {"state": torch.zeros(1, 1, 2)}, torch.tensor([1])
 
 
-def make_baseline(algorithm, *, window=1, num_dimensions=2, scale=UNIT, steps=50, num_atoms=1, **learning):
+def make_baseline(algorithm, *, window=1, num_dimensions=2, scale=UNIT, steps=50, num_atoms=1, **learning) -> Any:
     settings = LearningConfig(**{"label_width": 0.0, **learning})
     config = make_config(settings, algorithm=algorithm, window=window, steps=steps, num_atoms=num_atoms)
     policy = make_policy(config, num_dimensions=num_dimensions)

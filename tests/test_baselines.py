@@ -173,9 +173,7 @@ def test_the_return_asked_for_decides_between_good_and_bad_actions():
         make_baseline(algorithm, learning_rate=0.03) for algorithm in ("decision_transformer", "behaviour_cloning")
     )
     batch = paid_modes(0.9, 0.2)
-    for _ in range(60):
-        figures = learner.update(batch)
-        cloning.update(batch)
+    figures = [(learner.update(batch), cloning.update(batch)) for _ in range(60)][-1][0]
     assert (greedy_tokens(cloning), greedy_tokens(learner)) == ([[3, 0]], [[0, 3]])
     assert figures["return_asked_for"].item() == pytest.approx(0.9)
     assert figures["accuracy"].item() == 1.0  # the return tells which of the two it was

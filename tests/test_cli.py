@@ -91,7 +91,7 @@ def test_the_paper_preset_and_flags_over_it(log, tmp_path, preset):
     assert main(say("train", "--dataset", log, "--out", tmp_path / "run", *preset, *tiny)) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["preset"] == "paper"
-    assert config["tokens"] == {"num_bins": 256, "num_levels": 1}
+    assert config["tokens"] == {"num_bins": 256, "num_levels": 1, "binning": "uniform", "order": "level_major"}
     assert (config["model"]["window"], config["model"]["width"]) == (6, 16)
     expected = {"discount": 0.98, "conservative_weight": 1.0, "monte_carlo_bound": True, "polyak": 0.5}
     expected |= {"support_threshold": 0.0, "support_temperature": 0.0, "density_weight": 0.0, "label_width": 0.0}
@@ -295,9 +295,9 @@ def test_a_checkpoint_of_another_version_or_damaged(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     path = copy / "checkpoints" / "step_000000004" / "checkpoint.json"
     document = json.loads(path.read_text())
-    path.write_text(json.dumps({**document, "format_version": 2}))
+    path.write_text(json.dumps({**document, "format_version": 1}))
     for command in (["evaluate", copy], ["export", copy, "--out", tmp_path / "bundle"]):
-        assert "checkpoint format (2) must be 1; open it with qtransformer 0.1.0" in fail(capsys, *command)
+        assert "checkpoint format (1) must be 2; open it with qtransformer 0.1.0" in fail(capsys, *command)
     path.write_text("{")
     assert "checkpoint.json: is damaged" in fail(capsys, "evaluate", copy)
     path.write_text(json.dumps(document))

@@ -1,0 +1,184 @@
+"""Does the value promise too much? A few questions to the logged steps, each with a figure, a threshold and a sentence.
+
+The policy may well be better than the behaviour that made the log, so a value above the realised return proves nothing.
+Each alarm therefore asks where over-estimation would show even so. Figures are shares of the range of returns or of the
+steps, and their thresholds are the same for every log. It must not know networks, files or pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from qtransformer.calibration import mean_of
+from qtransformer.normalization import ReturnScale
+from qtransformer.predictions import Predictions
+
+State = Literal["ringing", "silent", "not asked"]
+
+_FEWEST_EPISODES = 10  # from which a best one, or a spread between episodes, means something
+_CEILING = 0.99  # of the way from the least return to the best one that was seen
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Logged steps: what was predicted of them, and how their episodes went."""
+
+    predictions: Predictions
+    episodes: Int[np.ndarray, " steps"]
+    is_first: Bool[np.ndarray, " steps"]
+    is_last: Bool[np.ndarray, " steps"]
+    is_success: Bool[np.ndarray, " steps"]
+    """The step's episode succeeded; False also where that is not known."""
+    is_failure: Bool[np.ndarray, " steps"]
+    """The step's episode failed; False also where that is not known."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """One question and its answer; `figure` and `threshold` are shares, None where it could not be asked."""
+
+    name: str
+    state: State
+    figure: float | None
+    threshold: float | None
+    sentence: str
+
+    @property
+    def word(self) -> str:
+        """What is said of it: rings, silent or not asked."""
+        return "rings" if self.state == "ringing" else self.state
+
+    @property
+    def measure(self) -> str:
+        """Figure and threshold; empty where it was not asked."""
+        if self.figure is None or self.threshold is None:
+            return ""
+        return f"{self.figure:.1%}, rings above {self.threshold:.0%}".replace("-", "−")
+
+
+def over_estimation_alarms(evidence: Evidence, scale: ReturnScale) -> tuple[Alarm, ...]:
+    """Returns every alarm, whatever its state."""
+    return tuple(ask(evidence, scale) for ask in _QUESTIONS)
+
+
+def _starts(evidence: Evidence, scale: ReturnScale) -> Alarm:
+    name, threshold = "better than the best episode", 0.05
+    columns = evidence.predictions.values, evidence.predictions.returns
+    values, returns = (each[evidence.is_first] for each in columns)
+    if len(values) < _FEWEST_EPISODES:
+        return _not_asked(name, f"fewer than {_FEWEST_EPISODES} episodes do not show what the best one can be")
+    if returns.max() == returns.min():
+        return _not_asked(name, "all episodes returned the same, so none is the best")
+    mean, best = float(values.mean()), float(returns.max())
+    sentence = (
+        f"At the first step of an episode the policy expects {mean:.3g} on average; the best of {len(values)} episodes "
+        f"returned {best:.3g}, and an average start should not promise more than the best episode kept."
+    )
+    return _answer(name, (mean - best) / _width(scale), threshold, sentence)
+
+
+def _successes(evidence: Evidence, scale: ReturnScale) -> Alarm:
+    name, threshold = "more than successes returned", 0.1
+    terminated = np.unique(evidence.episodes[evidence.predictions.terminations])
+    chosen = evidence.is_success & np.isin(evidence.episodes, terminated)
+    if len(np.unique(evidence.episodes[chosen])) < _FEWEST_EPISODES:
+        return _not_asked(name, f"fewer than {_FEWEST_EPISODES} episodes ended in success")
+    excess = (evidence.predictions.q_logged - evidence.predictions.returns)[chosen] / _width(scale)
+    mean = mean_of(excess, evidence.episodes[chosen])
+    sentence = (
+        f"In the {mean.num_episodes} episodes that ended in success the logged actions are valued "
+        f"{_signed(mean.mean * _width(scale))} what they returned; a success leaves little to improve on."
+    )
+    return _answer(name, mean.mean, threshold, sentence, is_sure=mean.low > threshold)
+
+
+def _failures(evidence: Evidence, scale: ReturnScale) -> Alarm:
+    name, threshold = "failures that look like successes", 0.75
+    kinds = evidence.is_failure, evidence.is_success
+    failed, succeeded = (evidence.predictions.values[evidence.is_last & kind] for kind in kinds)
+    if not len(failed) or not len(succeeded):
+        return _not_asked(name, "it takes failed and successful episodes")
+    means = float(failed.mean()), float(succeeded.mean())
+    shares = [(each - scale.low) / _width(scale) for each in means]
+    sentence = (
+        f"At the last step of {len(failed)} failed episodes the policy expects {means[0]:.3g}, at that of "
+        f"{len(succeeded)} successful ones {means[1]:.3g}; where episodes failed it should expect clearly less."
+    )
+    return _answer(name, shares[0] / max(shares[1], 1e-6), threshold, sentence)
+
+
+def _backups(evidence: Evidence, scale: ReturnScale) -> Alarm:
+    name, threshold = "next states that promise more", 0.1
+    known = np.isfinite(evidence.predictions.backups)
+    if len(np.unique(evidence.episodes[known])) < _FEWEST_EPISODES:
+        return _not_asked(name, f"fewer than {_FEWEST_EPISODES} episodes logged what followed their steps")
+    excess = (evidence.predictions.backups - evidence.predictions.q_logged)[known] / _width(scale)
+    mean = mean_of(excess, evidence.episodes[known])
+    sentence = (
+        f"R + gamma V of the next state lies {_signed(mean.mean * _width(scale))} Q of the logged action that led "
+        "there; by the Bellman equation the two are equal, and a larger V feeds over-estimation."
+    )
+    return _answer(name, mean.mean, threshold, sentence, is_sure=mean.low > threshold)
+
+
+def _chain(evidence: Evidence, scale: ReturnScale) -> Alarm:
+    name, threshold = "a first token that promises more than the last", 0.05
+    if len(np.unique(evidence.episodes)) < _FEWEST_EPISODES:
+        return _not_asked(name, f"fewer than {_FEWEST_EPISODES} episodes say too little")
+    excess = (evidence.predictions.values - evidence.predictions.q_greedy) / _width(scale)
+    if not np.isfinite(excess).all():
+        return _not_asked(name, "this algorithm does not read V from the tokens")
+    mean = mean_of(excess, evidence.episodes)
+    sentence = (
+        f"V, read at the first token, lies {_signed(mean.mean * _width(scale))} the value of the policy's own action, "
+        "read at the last; by eq. 1 the two agree, and each choice among noisy values adds to the first."
+    )
+    return _answer(name, mean.mean, threshold, sentence, is_sure=mean.low > threshold)
+
+
+def _ceiling(evidence: Evidence, scale: ReturnScale) -> Alarm:
+    name, threshold = "values at the ceiling", 0.02
+    best = float(evidence.predictions.returns.max())
+    if best <= scale.low:
+        return _not_asked(name, "no step returned more than the least")
+    level = scale.low + _CEILING * (best - scale.low)
+    columns = evidence.predictions.values, evidence.predictions.returns
+    valued, returned = (float(np.mean(each > level)) for each in columns)
+    sentence = (
+        f"{valued:.1%} of the steps are valued above {level:.3g}, about the best return that any step had, and "
+        f"{returned:.1%} of them returned as much."
+    )
+    return _answer(name, valued - returned, threshold, sentence)
+
+
+_QUESTIONS: tuple[Callable[[Evidence, ReturnScale], Alarm], ...] = (
+    _starts,
+    _successes,
+    _failures,
+    _backups,
+    _chain,
+    _ceiling,
+)
+
+
+def _answer(name: str, figure: float, threshold: float, sentence: str, *, is_sure: bool = True) -> Alarm:
+    """Returns an alarm that rings where the figure is above the threshold and `is_sure`: its interval is, too."""
+    state: State = "ringing" if figure > threshold and is_sure else "silent"
+    return Alarm(name, state, figure, threshold, sentence)
+
+
+def _not_asked(name: str, reason: str) -> Alarm:
+    return Alarm(name, "not asked", None, None, f"Not asked: {reason}.")
+
+
+def _width(scale: ReturnScale) -> float:
+    return scale.high - scale.low
+
+
+def _signed(difference: float) -> str:
+    return f"{abs(difference):.3g} {'above' if difference >= 0 else 'below'}"

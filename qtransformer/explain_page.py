@@ -1,0 +1,303 @@
+"""One page about a run on a log: an episode step by step, the bins of its tokens, alarms and calibration.
+
+A single file that fetches nothing and runs no script: steps are chosen by radio buttons, which a style sheet can see.
+Colours follow the reader's system. What is wide scrolls in a box of its own. It must not know torch or any file layout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from qtransformer.alarms import Alarm
+from qtransformer.calibration import Calibration, Group, Mean
+from qtransformer.config import RunError
+from qtransformer.explain import NO_VALUES, Bins, Check, Explanation, Moment
+from qtransformer.explain_log import ORIGINS
+from qtransformer.explain_plots import bins_chart, calibration_chart, number, padded, value_chart
+from qtransformer.report_plots import PALETTE
+
+_LAST_TOKEN = "This algorithm learns Q at the last token of an action alone; the other tokens show their density."
+_BEHAVIOUR = (
+    "Q of the logged action is what follows if the policy takes over after it; the return is what the behaviour made "
+    "of it. A policy that is better than the behaviour has values above the returns, so a bias above 0 is no fault by "
+    "itself; the order should be right all the same."
+)
+_CUT = (
+    "of these episodes were cut off before the task ended. What would have followed is not known: their returns count "
+    "the least that can have."
+)
+_BINS = (
+    "What the policy says of every bin, given the logged bins of the tokens before it. The axis below names the "
+    "actions that bins stand for. Choose a step; arrow keys move on."
+)
+_COLOURS = {"ringing": "series-4", "silent": "series-2", "not asked": "muted"}
+
+
+def write_page(explanation: Explanation, path: Path) -> None:
+    """Writes the page to `path`, as a whole or not at all.
+
+    Raises:
+        RunError: it cannot be written there.
+    """
+    page, temporary = render(explanation), path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_text(page, encoding="utf-8")
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"--out {path}: cannot be written ({error.strerror}); choose another file") from error
+
+
+def render(explanation: Explanation) -> str:
+    """Returns the page as HTML."""
+    episode = explanation.episode
+    sections = [
+        _section(f"Along episode {episode.number}", _along(explanation)),
+        _section("Every bin of every token", _tokens(explanation)),
+        *(_section(f"Predicted against realised: episodes {each.origin}", _check(each)) for each in explanation.checks),
+        _section("How this was made", [_facts(explanation.facts)]),
+    ]
+    return _PAGE.format(
+        title=escape(explanation.title),
+        introduction="\n".join(_introduction(explanation)),
+        style=_colours() + _STYLE + "".join(_mark_at(moment.step) for moment in episode.moments),
+        sections="\n".join(sections),
+    )
+
+
+def _introduction(explanation: Explanation) -> Iterator[str]:
+    if not explanation.checks:
+        yield f'<p class="notice">{NO_VALUES}</p>'
+    for check in explanation.checks:
+        ringing = sum(alarm.state == "ringing" for alarm in check.alarms)
+        asked = sum(alarm.state != "not asked" for alarm in check.alarms)
+        verdict = f"{ringing} of {asked} over-estimation alarms ring"
+        where = f"on the episodes {check.origin} ({check.num_there})."
+        yield f'<p class="notice"><b>{verdict}</b> {where} {ORIGINS[check.origin]}</p>'
+
+
+def _along(explanation: Explanation) -> Iterator[str]:
+    episode = explanation.episode
+    ending = {True: "a success", False: "a failure", None: "success not recorded"}[episode.success]
+    yield f"<p>{escape(episode.source)}: {len(episode.returns)} steps, {ending}, {episode.origin}.</p>"
+    names = {"return": "Monte-Carlo return, realised"}
+    if episode.predictions is not None:
+        names |= {"logged": "Q of the logged action", "greedy": "V, value of the state"}
+    yield _legend((f"curve {kind}", text) for kind, text in names.items())
+    yield f'<div class="card scroll" tabindex="0">{value_chart(episode)}</div>'
+
+
+def _tokens(explanation: Explanation) -> Iterator[str]:
+    first = explanation.episode.moments[0].tokens
+    has_values = any(token.q_values is not None for token in first)
+    yield f"<p>{_BINS}</p>"
+    if has_values and first[0].q_values is None:
+        yield f"<p>{_LAST_TOKEN}</p>"
+    names = {"ring": "logged bin", "dot": "bin that the policy would take"}
+    if has_values:
+        names["up"] = "Q, upwards from the least of the step"
+    if first[0].density is not None:
+        names["down"] = "density"
+    yield _legend(names.items())
+    moments = "\n".join(_moment(explanation, index) for index in range(len(explanation.episode.moments)))
+    yield f'<fieldset class="steps"><legend>Step</legend>\n{moments}\n</fieldset>'
+
+
+def _moment(explanation: Explanation, index: int) -> str:
+    """Returns a radio button, its label, and what is shown while it is chosen."""
+    episode, moment = explanation.episode, explanation.episode.moments[index]
+    step, checked = moment.step, "" if index else " checked"
+    said = f"return {number(float(episode.returns[step]))}"
+    if episode.predictions is not None:
+        value, q_logged = (float(each[step]) for each in (episode.predictions.values, episode.predictions.q_logged))
+        said = f"V {number(value)}, Q of the logged action {number(q_logged)}, {said}"
+    figures = "\n".join(_figures(moment, explanation.token_names))
+    return (
+        f'<input type="radio" name="step" id="step-{step}"{checked}><label for="step-{step}">{step}</label>\n'
+        f'<div class="moment"><p>Step {step}: {said}.</p>\n<div class="grid">\n{figures}\n</div></div>'
+    )
+
+
+def _figures(moment: Moment, names: Sequence[str]) -> Iterator[str]:
+    values = [token.q_values for token in moment.tokens if token.q_values is not None]
+    q_range = padded(np.concatenate(values)) if values else None
+    for name, bins in zip(names, moment.tokens, strict=True):
+        chart = bins_chart(bins, q_range, f"Bins of {name} at step {moment.step}")
+        yield f'<figure class="card"><figcaption>{_caption(name, bins)}</figcaption>{chart}</figure>'
+
+
+def _caption(name: str, bins: Bins) -> str:
+    logged, greedy = (number(float(bins.actions[bin])) for bin in (bins.logged, bins.greedy))
+    return f"{escape(name)}<small>logged {logged}, policy {greedy}</small>"
+
+
+def _check(check: Check) -> Iterator[str]:
+    calibration = check.calibration
+    if check.num_episodes < check.num_there:
+        yield f"<p>{check.num_episodes} of the {check.num_there} episodes, evenly chosen.</p>"
+    yield '<ul class="alarms">\n' + "\n".join(_alarm(each) for each in check.alarms) + "\n</ul>"
+    yield f"<h3>Calibration</h3>\n<p>{_BEHAVIOUR}</p>"
+    if check.num_cut:
+        yield f"<p>{check.num_cut} {_CUT}</p>"
+    yield _facts(
+        {
+            "bias, prediction − return": _interval(calibration.bias),
+            "root mean squared difference": number(calibration.error),
+            "rank correlation": number(calibration.rank_correlation),
+            "looked at": f"{calibration.bias.num_steps:,} steps of {calibration.bias.num_episodes} episodes",
+        }
+    )
+    chart = calibration_chart(calibration, f"Realised return against predicted value, episodes {check.origin}")
+    caption = "<figcaption>A dot a tenth of the steps; dashed: as predicted</figcaption>"
+    yield f'<div class="pair">{_groups(calibration)}\n<figure class="card">{caption}{chart}</figure></div>'
+
+
+def _alarm(alarm: Alarm) -> str:
+    word = f'<b style="color:var(--{_COLOURS[alarm.state]})">{alarm.word}</b>'
+    head = f"{word}<b>{escape(alarm.name[:1].upper() + alarm.name[1:])}</b><small>{alarm.measure}</small>"
+    return f'<li class="card"><p class="head">{head}</p><p>{escape(alarm.sentence)}</p></li>'
+
+
+def _groups(calibration: Calibration) -> str:
+    head = "".join(f"<th>{each}</th>" for each in ("predicted", "realised", "95 % interval", "steps", "episodes"))
+    rows = [_cells(group) for group in calibration.groups]
+    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    return f'<div class="card scroll" tabindex="0">{table}</div>'
+
+
+def _cells(group: Group) -> tuple[str, ...]:
+    mean = group.realised
+    return number(group.prediction), number(mean.mean), _ends(mean), f"{mean.num_steps:,}", str(mean.num_episodes)
+
+
+def _facts(facts: Mapping[str, str]) -> str:
+    rows = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return f'<dl class="card">\n{rows}\n</dl>'
+
+
+def _section(title: str, parts: Iterable[str]) -> str:
+    content = "\n".join(parts)
+    return f"<section>\n<h2>{title}</h2>\n{content}\n</section>"
+
+
+def _legend(items: Iterable[tuple[str, str]]) -> str:
+    entries = " ".join(f'<span><i class="{kind}"></i>{text}</span>' for kind, text in items)
+    return f'<p class="legend">{entries}</p>'
+
+
+def _interval(mean: Mean) -> str:
+    return f"{number(mean.mean)} (95 % interval {_ends(mean)})"
+
+
+def _ends(mean: Mean) -> str:
+    return f"{number(mean.low)} to {number(mean.high)}" if np.isfinite(mean.low) else "not known"
+
+
+def _colours() -> str:
+    """Returns the palette as CSS variables, light by default and dark where the reader's system is."""
+    light, dark = ("".join(f"--{name}:{pair[index]};" for name, pair in PALETTE.items()) for index in (0, 1))
+    return f":root{{{light}}}\n@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
+
+
+def _mark_at(step: int) -> str:
+    """Returns the rule that shows in the upper figure which step is chosen below."""
+    return f"main:has(#step-{step}:checked) .at-{step}{{visibility:visible}}\n"
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+{introduction}
+{sections}
+</main>
+</body>
+</html>
+"""
+
+_STYLE = """
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;
+ overflow-wrap:anywhere}
+main{max-width:1200px;margin:0 auto;padding:40px 16px 64px}
+h1{font-size:clamp(1.5rem,4vw,2.1rem);line-height:1.2;margin:0 0 16px}
+h2{font-size:1.2rem;margin:48px 0 12px}
+h3{font-size:1rem;margin:28px 0 8px}
+p{margin:0 0 12px;max-width:75ch}
+small,figcaption,dt,legend,.legend{color:var(--muted)}
+.card{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px;margin:0}
+.notice{border-left:4px solid var(--series-0);padding:2px 0 2px 14px}
+.grid,.pair,.alarms{display:grid;gap:16px}
+.grid{grid-template-columns:repeat(auto-fill,minmax(min(100%,265px),1fr))}
+.alarms{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));list-style:none;padding:0;margin:0}
+@media (min-width:1000px){.pair{grid-template-columns:minmax(0,7fr) minmax(0,5fr)}}
+.grid>*,.pair>*,.alarms>*{min-width:0}
+.alarms p{margin:0;font-size:.92rem}
+.alarms .head{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline;margin-bottom:6px}
+.head small{flex:0 0 100%;font-variant-numeric:tabular-nums}
+.scroll{overflow-x:auto}
+.scroll svg{min-width:890px}
+svg{display:block;width:100%;height:auto}
+svg text{font-size:12px;fill:var(--muted);font-variant-numeric:tabular-nums}
+.rule{stroke:var(--rule);fill:none}
+.tick{stroke:var(--muted);fill:none}
+.at{stroke:var(--muted);stroke-width:1.5;fill:none;visibility:hidden}
+path.curve{fill:none;stroke-width:2;stroke-linejoin:round}
+path.return{stroke:var(--ink);stroke-dasharray:5 4;stroke-width:1.6}
+path.logged{stroke:var(--series-0)}
+path.greedy{stroke:var(--series-1)}
+.diagonal{stroke:var(--muted);stroke-dasharray:5 4;fill:none}
+.interval{stroke:var(--series-0);stroke-width:2.5;stroke-opacity:.45;fill:none}
+.others{fill:var(--bars)}
+.density{fill:var(--muted);fill-opacity:.55}
+svg .ring{fill:var(--card);stroke:var(--series-0);stroke-width:2}
+svg .dot{fill:var(--series-1);stroke:var(--card);stroke-width:.8}
+.legend{display:flex;flex-wrap:wrap;gap:4px 20px;font-size:.9rem;max-width:none}
+.legend i{display:inline-block;vertical-align:middle;margin:-2px 8px 0 0}
+i.curve{width:24px;border-top:3px solid}
+i.return{border-top:2px dashed var(--ink)}
+i.logged{border-color:var(--series-0)}
+i.greedy{border-color:var(--series-1)}
+i.ring{width:14px;height:14px;border:2px solid var(--series-0);border-radius:50%}
+i.dot{width:9px;height:9px;background:var(--series-1);border-radius:50%}
+i.up,i.down{width:14px;height:14px;background:var(--bars)}
+i.down{background:var(--muted);opacity:.55}
+.steps{display:flex;flex-wrap:wrap;gap:6px;border:0;padding:0;margin:0;min-width:0}
+.steps>legend{padding:0 0 4px;font-size:.9rem}
+.steps>input{position:absolute;opacity:0}
+.steps>label{min-width:40px;padding:5px 8px;text-align:center;border:1px solid var(--rule);border-radius:8px;
+ background:var(--card);cursor:pointer;font-variant-numeric:tabular-nums}
+.steps>input:checked+label{background:var(--ink);color:var(--card);border-color:var(--ink)}
+.steps>input:focus-visible+label{outline:3px solid var(--series-0);outline-offset:2px}
+.moment{display:none;order:1;flex:0 0 100%;min-width:0;margin-top:10px}
+.steps>input:checked+label+.moment{display:block}
+figcaption{font-size:.9rem;margin-bottom:6px}
+small{display:block;font-weight:400}
+table{border-collapse:collapse;width:100%;overflow-wrap:normal;font-variant-numeric:tabular-nums}
+th,td{padding:7px 10px;text-align:right;white-space:nowrap}
+th{font-size:.85rem;font-weight:500;color:var(--muted)}
+tbody tr{border-top:1px solid var(--rule)}
+dl{display:grid;grid-template-columns:minmax(0,max-content) minmax(0,1fr);gap:8px 24px}
+dl.card{margin-bottom:16px}
+dd{margin:0;white-space:pre-wrap}
+@media (max-width:600px){dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:10px}}
+"""

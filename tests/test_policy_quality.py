@@ -1,0 +1,489 @@
+"""The comparison of policies and its d3rlpy side, without training: a stand-in answers for d3rlpy and for the cells."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tyro
+from dataset_fixtures import POINT_ID, make_dataset, make_episode
+
+from qtransformer import training
+from qtransformer.cli import _commands
+from qtransformer.config import RunError, TrainConfig
+from qtransformer.training import build
+from qtransformer_datasets.collect import CollectConfig, collect
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.append(str(FOLDER))
+
+import cells  # noqa: E402  # pyright: ignore[reportMissingImports]
+import d3rlpy_runner as runner  # noqa: E402  # pyright: ignore[reportMissingImports]
+import peers  # noqa: E402  # pyright: ignore[reportMissingImports]
+import policy_quality as quality  # noqa: E402  # pyright: ignore[reportMissingImports]
+
+IQL, TD3 = "d3rlpy IQL", "d3rlpy TD3+BC"
+ROBOTS = peers.ENVIRONMENTS / "robots" / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("log") / "point"
+    collect(CollectConfig(POINT_ID, episodes=4, imports=("dataset_fixtures",), num_workers=1), path)
+    return path
+
+
+# --- d3rlpy's side ----------------------------------------------------------------------------------------------------
+
+
+def test_observations_are_joined_in_the_order_of_the_names():
+    arrays = {"b": np.array([[[1, 2]], [[3, 4]]], np.float64), "a": np.array([5, 6])}
+    flat = runner.flat_observations(arrays, ["a", "b"])
+    assert flat.dtype == np.float32
+    assert flat.tolist() == [[5, 1, 2], [6, 3, 4]]
+
+
+def test_an_episode_that_terminated_is_taken_as_it_is():
+    episode = make_episode(3, success=True)
+    made = runner.episode_arrays(episode, ["state"])
+    assert made["terminated"] is True
+    assert made["observations"].tolist() == episode.observations["state"][:3].tolist()
+    assert made["actions"].tolist() == episode.actions.tolist()
+    assert made["rewards"].tolist() == [[0], [0], [1]]
+
+
+def test_the_final_observation_of_a_truncated_episode_becomes_a_step():
+    episode = make_episode(3, success=False)
+    made = runner.episode_arrays(episode, ["state"])
+    assert made["terminated"] is False
+    assert made["observations"].tolist() == episode.observations["state"].tolist()
+    assert made["actions"][:3].tolist() == episode.actions.tolist()
+    assert made["actions"][3].tolist() == [0, 0]
+    assert made["rewards"].shape == (4, 1)
+
+
+def test_without_a_final_observation_nothing_is_made_up():
+    made = runner.episode_arrays(make_episode(3, success=False, final=False), ["state"])
+    assert [len(made[name]) for name in ("observations", "actions", "rewards")] == [3, 3, 3]
+
+
+def test_the_budget_is_spent_to_its_end():
+    times, shares = iter([12.0, 13.0, 17.0, 21.0]), []
+    assert runner.spend(10.0, 10.0, shares.append, lambda: next(times)) == 3
+    assert shares == [0.2, 0.3, 0.7]
+
+
+def test_reading_the_log_may_cost_the_whole_budget():
+    assert runner.spend(1.0, 0.0, lambda share: pytest.fail("an update beyond the budget"), lambda: 1.0) == 0
+
+
+def test_the_learning_rate_falls_from_all_to_nothing():
+    assert [round(runner.cosine(share), 12) for share in (0, 1 / 3, 0.5, 1)] == [1, 0.75, 0.5, 0]
+
+
+class FakeD3rlpy:
+    """Stands for the package: one algorithm that writes down what it is given."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.seeded = -1
+        self.configured: tuple[str, dict[str, Any]] = "", {}
+        self.group = {"lr": -1.0}
+        self.seed = lambda n: setattr(self, "seeded", n)
+        self.preprocessing = SimpleNamespace(
+            StandardObservationScaler=dict, MinMaxActionScaler=dict, ConstantShiftRewardScaler=dict
+        )
+        self.models = SimpleNamespace(VectorEncoderFactory=list)
+        names = ("TD3PlusBCConfig", "IQLConfig", "CQLConfig")
+        self.algos = SimpleNamespace(**{name: self._configure(name) for name in names})
+        self.dataset = SimpleNamespace(Episode=dict, InfiniteBuffer=lambda: None, ReplayBuffer=self._buffer)
+
+    def load_learnable(self, path: str, device: str) -> FakeD3rlpy:
+        assert Path(path).read_text() == "weights"
+        return self
+
+    def predict(self, observations: np.ndarray) -> np.ndarray:
+        self.seen = observations
+        return np.stack([np.clip(-2 * observations[:, 0], -1, 1), 0 * observations[:, 0]], axis=1)
+
+    def create(self, device: str) -> FakeD3rlpy:
+        actor = SimpleNamespace(optim=SimpleNamespace(param_groups=[self.group]))
+        self.impl = SimpleNamespace(modules=SimpleNamespace(actor_optim=actor))
+        self.config, self.batch_size = SimpleNamespace(actor_learning_rate=8.0), 5
+        return self
+
+    def build_with_dataset(self, buffer: Any) -> None:
+        assert buffer is self
+
+    def sample_transition_batch(self, size: int) -> int:
+        return size
+
+    def update(self, batch: int) -> None:
+        assert batch == 5
+        self.rates.append(self.group["lr"])
+
+    def save(self, path: str) -> None:
+        Path(path).write_text("weights")
+
+    def _configure(self, name: str) -> Any:
+        def configure(**settings: Any) -> FakeD3rlpy:
+            self.configured = name, settings
+            return self
+
+        return configure
+
+    def _buffer(self, buffer: None, episodes: list[dict[str, Any]]) -> FakeD3rlpy:
+        self.episodes = episodes
+        return self
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeD3rlpy:
+    package = FakeD3rlpy()
+    monkeypatch.setattr(runner, "import_d3rlpy", lambda: package)
+    return package
+
+
+def train_arguments(log: Path, out: Path, algorithm: str = "iql", seconds: str = "0.2") -> list[str]:
+    return [
+        "train",
+        "--log",
+        str(log),
+        "--algorithm",
+        algorithm,
+        "--seed",
+        "3",
+        "--cpu-seconds",
+        seconds,
+        "--out",
+        str(out),
+    ]
+
+
+def test_iql_trains_for_its_budget_and_anneals_the_actor(fake: FakeD3rlpy, log: Path, tmp_path: Path):
+    assert runner.main(train_arguments(log, tmp_path / "run")) == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["updates"] == len(fake.rates) > 10
+    assert 0.2 <= run["cpu_seconds"] < 1
+    assert run["budget_cpu_seconds"] == 0.2
+    assert (run["environment_id"], run["observations"]) == (POINT_ID, ["state"])
+    assert fake.seeded == 3
+    assert len(fake.episodes) == 4
+    assert fake.rates == sorted(fake.rates, reverse=True)
+    assert 0 <= fake.rates[-1] < 1
+    name, settings = fake.configured
+    assert name == "IQLConfig"
+    assert settings["reward_scaler"] == {"shift": -1}
+    assert settings["action_scaler"]["minimum"].tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize("algorithm", ["td3_plus_bc", "cql"])
+def test_the_others_keep_their_learning_rate(fake: FakeD3rlpy, log: Path, tmp_path: Path, algorithm: str):
+    assert runner.main(train_arguments(log, tmp_path / "run", algorithm)) == 0
+    assert set(fake.rates) == {-1.0}
+    assert fake.configured[0] == {"td3_plus_bc": "TD3PlusBCConfig", "cql": "CQLConfig"}[algorithm]
+
+
+def test_observations_are_standardised_by_the_log(fake: FakeD3rlpy, tmp_path: Path):
+    dataset = make_dataset(tmp_path, [make_episode(3, seed=seed) for seed in (0, 1)])
+    rows = np.concatenate([episode.observations["state"] for episode in dataset.episodes])
+    scaler = runner.scalers(fake, dataset)["observation_scaler"]
+    np.testing.assert_allclose(scaler["mean"], rows.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(scaler["std"], rows.std(axis=0), rtol=1e-5)
+
+
+def test_a_run_plays_like_ours(fake: FakeD3rlpy, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert runner.main(train_arguments(log, tmp_path / "run")) == 0
+    command = ["evaluate", str(tmp_path / "run"), "--episodes", "3", "--seed", "7", "--import", "dataset_fixtures"]
+    assert runner.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [each["seed"] for each in found["outcomes"]] == [7, 8, 9]
+    assert (found["successes"], found["episodes"]) == (3, 3)
+    assert fake.seen.dtype == np.float32
+    assert runner.main(command) == 0
+    assert "3 of 3 episodes" in capsys.readouterr().out
+
+
+def test_a_policy_refuses_observations_of_another_log(fake: FakeD3rlpy):
+    policy = runner.D3rlpyPolicy(fake, ["state"])
+    with pytest.raises(RunError, match=r"must have the keys \['state'\] of the log, got \['image'\]"):
+        policy.act([0], [{"image": np.zeros(2)}])
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan"])
+def test_a_budget_must_be_above_zero(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: str):
+    assert runner.main(train_arguments(log, tmp_path / "run", seconds=seconds)) == 2
+    assert "must be above 0; give more" in capsys.readouterr().err
+
+
+def test_a_folder_is_not_overwritten(fake: FakeD3rlpy, log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert runner.main(train_arguments(log, tmp_path)) == 2
+    assert "cannot be made (File exists); choose another folder" in capsys.readouterr().err
+    assert not fake.rates
+
+
+def test_what_is_no_run_is_not_played(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert runner.main(["evaluate", str(tmp_path)]) == 2
+    assert "must be the --out folder of `train`" in capsys.readouterr().err
+
+
+def test_without_d3rlpy_it_says_where_to_run(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "d3rlpy", None)
+    with pytest.raises(RunError, match=r"d3rlpy cannot be imported .*; run by `peers.py robots d3rlpy_runner.py`"):
+        runner.import_d3rlpy()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ROBOTS.exists(), reason="the environment `robots` is not made: benchmarks/peers.py robots")
+def test_the_real_d3rlpy_trains_and_plays(log: Path, tmp_path: Path):
+    def call(*arguments: str) -> str:
+        environment = {**peers.ONE_THREAD, "PYTHONPATH": str(Path(__file__).parent)}
+        command = [str(ROBOTS), str(FOLDER / "d3rlpy_runner.py"), *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    call(*train_arguments(log, tmp_path / "run", seconds="1"))
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["updates"] > 0
+    plan = ("--episodes", "2", "--seed", "5", "--import", "dataset_fixtures", "--json")
+    found = json.loads(call("evaluate", str(tmp_path / "run"), *plan))
+    assert [each["seed"] for each in found["outcomes"]] == [5, 6]
+
+
+# --- the cells --------------------------------------------------------------------------------------------------------
+
+
+def options_of(*arguments: str) -> Namespace:
+    return quality.read_arguments(arguments)
+
+
+def test_ours_is_always_among_the_methods_and_the_order_is_fixed():
+    assert options_of("--methods", IQL, "cloning").methods == ["ours", "cloning", IQL]
+    assert options_of().methods == list(quality.METHODS)
+    assert options_of().rows == ("pick-cube", "pick-place", "push", "drawer-open", "button-press", "hand-reach")
+
+
+def test_quick_is_small_and_keeps_its_cells_apart():
+    options = options_of("--quick", "--work", "there")
+    assert (options.work, options.logs) == (Path("there/quick"), Path("there/logs"))
+    assert (options.rows, options.seeds, options.episodes) == (("pick-cube",), 1, 4)
+    assert options.methods == ["ours", "cloning of successes", IQL]
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("ours", ("default", "q_transformer", False, 100)),
+        ("paper", ("paper", "q_transformer", False, 100)),
+        ("cloning", ("default", "behaviour_cloning", False, 100)),
+        ("cloning of successes", ("default", "behaviour_cloning", True, 33)),
+    ],
+)
+def test_the_flags_are_those_of_our_command(method: str, expected: tuple):
+    arguments = ["train", "--dataset", "log", "--out", "run", *quality.own_flags(method, 100)]
+    config = tyro.cli(_commands(arguments), args=arguments)
+    assert isinstance(config, TrainConfig)
+    assert (config.preset, config.algorithm, config.only_successful, config.steps) == expected
+    assert (config.tokens.num_bins, config.model.window) == ((256, 6) if method == "paper" else (32, 2))
+
+
+def test_one_update_is_the_least():
+    assert quality.own_flags("cloning of successes", 2)[-1] == "1"
+
+
+@pytest.mark.parametrize(("row", "imports"), [("pick-cube", "qtransformer_envs"), ("push", "sparse_tasks")])
+def test_both_sides_are_evaluated_alike(row: str, imports: str):
+    ours, other = (quality.make_cell((row, method, 4), Path("python"), Path("log"), 50, 60) for method in ("ours", IQL))
+    run = Path("run")
+    for command in (ours.evaluate(run), other.evaluate(run)):
+        given = dict(
+            zip(command[command.index("run") + 1 : -1 : 2], command[command.index("run") + 2 :: 2], strict=True)
+        )
+        assert given == {"--episodes": "50", "--seed": "500000", "--import": imports}
+        assert command[-1] == "--json"
+    read = runner.read_arguments(other.train(run)[2:])
+    assert (read.log, read.algorithm, read.seed, read.cpu_seconds, read.out) == (Path("log"), "iql", 4, 60, run)
+    assert runner.read_arguments(other.evaluate(run)[2:]).imports == [imports]
+    assert "--device cpu --out run" in " ".join(ours.train(run))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[list[tuple[str, Any]]]:
+    """The calls of `run_cells`: each cell's key, and the budget that its command names."""
+    calls, done = [], {}
+
+    def run_cells(batch: list[cells.Cell], work: Path, workers: int) -> dict[str, Any]:
+        commands = {cell.key: list(cell.train(Path("run"))) for cell in batch}
+        flags = {key: "--cpu-seconds" if "--cpu-seconds" in each else "--steps" for key, each in commands.items()}
+        calls.append([(key, each[each.index(flags[key]) + 1]) for key, each in commands.items()])
+        done.update({cell.key: {"training_cpu_s": 10.0 + cell.seed} for cell in batch})
+        return done
+
+    monkeypatch.setattr(quality.cells, "run_cells", run_cells)
+    monkeypatch.setattr(quality.peers, "ensure", lambda name: Path("python"))
+    monkeypatch.setattr(quality, "make_log", lambda row, folder: folder / row)
+    monkeypatch.setattr(quality, "update_costs", lambda log: {"ours": [1.0, 1.0, 9.0], "paper": [4.0, 2.0, 18.0]})
+    return calls
+
+
+def test_ours_comes_first_and_sets_the_budget(asked: list, tmp_path: Path):
+    arguments = ("--work", str(tmp_path), "--seeds", "2", "--rows", "push", "--updates", "90")
+    quality.run(options_of(*arguments, "--methods", "paper", "cloning of successes", TD3))
+    assert asked == [
+        [("push/ours/0", "90")],
+        [
+            ("push/paper/0", "45"),
+            ("push/cloning of successes/0", "30"),
+            (f"push/{TD3}/0", "10.0"),
+            ("push/ours/1", "90"),
+        ],
+        [("push/paper/1", "45"), ("push/cloning of successes/1", "30"), (f"push/{TD3}/1", "11.0")],
+    ]
+
+
+def test_a_folder_holds_cells_of_one_kind(asked: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ("--work", str(tmp_path), "--rows", "push", "--methods", "ours", "--seeds", "1")
+    quality.run(options_of(*arguments))
+    quality.run(options_of(*arguments))
+    with pytest.raises(SystemExit, match="2"):
+        quality.run(options_of(*arguments, "--updates", "7"))
+    assert "must hold cells of {'updates': 7, 'episodes': 50}, got cells of {'updates': 1500" in capsys.readouterr().err
+    assert len(asked) == 4
+
+
+def test_the_paper_is_measured_once_for_each_log(asked: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    options = options_of("--work", str(tmp_path), "--updates", "10")
+    first = quality.calibrate({"push": Path("push")}, options)
+    assert first == {"push": {"updates": 5, "ours_cpu_ms": 1000, "paper_cpu_ms": 4000}}
+    monkeypatch.setattr(quality, "update_costs", lambda log: {"ours": [1.0], "paper": [1.0]})
+    both = quality.calibrate({"push": Path("push"), "pick-cube": Path("pick-cube")}, options)
+    assert {row: each["updates"] for row, each in both.items()} == {"push": 5, "pick-cube": 10}
+
+
+def test_the_paper_makes_at_least_one_update():
+    assert quality.paper_updates({"ours": [1.0], "paper": [100.0]}, 10)["updates"] == 1
+
+
+def test_updates_are_measured_with_both_presets(log: Path, monkeypatch: pytest.MonkeyPatch):
+    built = []
+    monkeypatch.setattr(training, "build", lambda config, dataset: built.append(config) or build(config, dataset))
+    costs = quality.update_costs(log, rounds=2, repeats=1)
+    assert {name: len(each) for name, each in costs.items()} == {"ours": 2, "paper": 2}
+    assert min(costs["ours"] + costs["paper"]) > 0
+    assert [(each.tokens.num_bins, each.model.window, each.device) for each in built] == [
+        (32, 2, "cpu"),
+        (256, 6, "cpu"),
+    ]
+
+
+def test_a_log_is_made_once(log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+    monkeypatch.setattr(
+        quality.peers, "run", lambda name, script, arguments, **_: calls.append((name, script, arguments))
+    )
+    assert quality.make_log(log.name, log.parent) == log
+    assert not calls
+    assert quality.make_log("push", tmp_path) == tmp_path / "push"
+    assert calls == [("robots", FOLDER / "logs.py", (str(tmp_path), "push"))]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def pooled(rate: float, high: float | None = None) -> dict[str, Any]:
+    high = rate if high is None else high
+    return {"success_rate": rate, "interval": [rate, high], "seeds": [rate], "training_cpu_s": 1.0, "updates": 1}
+
+
+@pytest.mark.parametrize(
+    ("ours", "high", "successes", "difference", "kept"),
+    [(0.5, 0.6, 0.4, 0.1, True), (0.5, 0.6, 0.6, -0.1, True), (0.5, 0.6, 0.61, -0.11, False)],
+)
+def test_the_verdict_by_hand(ours: float, high: float, successes: float, difference: float, kept: bool):
+    methods = {"ours": pooled(ours, high), "cloning of successes": pooled(successes)}
+    assert quality.verdict(methods) == {"difference": difference, "kept": kept}
+
+
+def test_no_verdict_on_what_is_missing():
+    assert quality.verdict({"ours": pooled(1.0)}) is None
+    assert quality.verdict({"cloning of successes": pooled(1.0)}) is None
+    assert quality.summary({"push": {"ours": pooled(1.0)}})["kept"] == {
+        "ours has the highest mean": True,
+        "ours nowhere below cloning of successes": False,
+    }
+
+
+def test_the_summary_by_hand():
+    table = {
+        "push": {"ours": pooled(0.9), "paper": pooled(1.0), "cloning of successes": pooled(0.2), IQL: pooled(0.5)},
+        "pick-cube": {"ours": pooled(0.5), "cloning of successes": pooled(0.6), IQL: pooled(0.2)},
+    }
+    found = quality.summary(table)
+    assert found["mean_success"] == {"ours": 0.7, "cloning of successes": 0.4, IQL: 0.35}, "only those with all rows"
+    assert found["ratio"] == 1.75
+    assert {row: each["kept"] for row, each in found["verdicts"].items()} == {"push": True, "pick-cube": False}
+    assert list(found["kept"].values()) == [True, False]
+    assert found["success"] is table
+
+
+def test_ours_must_be_above_the_best_other():
+    table = {"push": {"ours": pooled(0.5), "cloning of successes": pooled(0.5)}}
+    assert list(quality.summary(table)["kept"].values()) == [False, True]
+
+
+def test_there_is_no_ratio_to_nothing():
+    table = {"push": {"ours": pooled(0.5), "cloning of successes": pooled(0.0)}}
+    assert quality.summary(table)["ratio"] is None
+    assert quality.summary({"push": {IQL: pooled(0.5)}})["ratio"] is None
+
+
+def write_results(work: Path) -> None:
+    """Ours with two seeds on one log, TD3+BC with one."""
+    runs = {"push/ours/0": 30, "push/ours/1": 50, f"push/{TD3}/0": 10}
+    lines = []
+    for key, successes in runs.items():
+        folder = work / "runs" / key
+        folder.mkdir(parents=True)
+        name, updates = ("config.json", "steps") if "ours" in key else ("run.json", "updates")
+        (folder / name).write_text(json.dumps({updates: 10 * successes}))
+        lines.append({"key": key, "successes": successes, "episodes": 50, "mean_length": 1.0, "training_cpu_s": 2.0})
+    (work / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+
+
+def test_main_tells_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_results(tmp_path)
+    (tmp_path / "calibration.json").write_text('{"push": {"updates": 5}}')
+    picture = tmp_path / "picture.png"
+    assert quality.main(["--show", "--work", str(tmp_path), "--picture", str(picture)]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out.splitlines()[-1])
+    assert found["ratio"] == 4
+    assert found["success"]["push"]["ours"]["seeds"] == [0.6, 1.0]
+    assert {method: each["updates"] for method, each in found["success"]["push"].items()} == {"ours": 400, TD3: 100}
+    assert found["calibration"] == {"push": {"updates": 5}}
+    assert (found["updates"], found["episodes"], found["seeds"]) == (1500, 50, 5)
+    assert "ours has the highest mean: yes" in output.err
+    assert "71-87" in output.err
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_main_runs_before_it_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(quality, "run", lambda options: write_results(options.work))
+    assert quality.main(["--work", str(tmp_path)]) == 0
+    assert math.isclose(json.loads(capsys.readouterr().out.splitlines()[-1])["mean_success"]["ours"], 0.8)
+
+
+def test_nothing_finished_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        quality.main(["--show", "--work", str(tmp_path)])
+    assert "must hold finished cells of the rows and methods, got none; run without --show" in capsys.readouterr().err
+
+
+def test_one_cell_for_people():
+    assert quality.told({"success_rate": 0.754, "interval": [0.7, 0.806]}) == "75\n70-81"
