@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller, without bfloat16, under a minute")
     is_quick = parser.parse_args().quick
     sizes = {**SIZES, "transitions": QUICK_TRANSITIONS if is_quick else SIZES["transitions"]}
-    rounds, described = (3 if is_quick else 5), machine()
+    rounds, described = (3 if is_quick else 7), machine()
     has_bfloat16 = "bf16" in described["cpu"] and not is_quick
     python, script = peers.ensure("q-transformer"), PEER_SCRIPT
     with contextlib.ExitStack() as stack:
