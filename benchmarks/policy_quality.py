@@ -242,8 +242,9 @@ def summary(table: Rows) -> dict[str, Any]:
         "mean_success": {method: round(rate, 4) for method, rate in means.items()},
         "kept": {
             "ours has the highest mean": OURS in means and means[OURS] > best,
-            "ours nowhere below cloning of successes": bool(verdicts)
-            and all(each["kept"] for each in verdicts.values()),
+            "ours nowhere below cloning of successes": all(each["kept"] for each in verdicts.values())
+            if verdicts
+            else None,
         },
         "verdicts": verdicts,
         "success": table,
@@ -280,7 +281,7 @@ def show(table: Rows, result: Mapping[str, Any]) -> None:
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 110)
     console.print(shown)
     for promise, is_kept in result["kept"].items():
-        console.print(f"{promise}: {'yes' if is_kept else 'NO'}")
+        console.print(f"{promise}: {'not asked' if is_kept is None else 'yes' if is_kept else 'NO'}")
 
 
 def told(each: Mapping[str, Any]) -> str:
