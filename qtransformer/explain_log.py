@@ -21,6 +21,7 @@ from qtransformer.predictions import Predictions, Steps, concatenate, predict
 from qtransformer_datasets.check import check_dataset, raise_on_errors
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.schema import DatasetError, EpisodeDataset, fingerprint
+from qtransformer_datasets.selection import only_successful
 from qtransformer_datasets.windows import SegmentSampler
 
 Origin = Literal["held out", "trained on", "of unknown origin"]
@@ -108,7 +109,7 @@ def origins_of(run: LoadedRun, dataset: EpisodeDataset) -> list[Origin]:
         return ["trained on"] * dataset.num_episodes
     try:
         log = open_dataset(trained["path"])
-        log = log.only_successful() if run.info["config"]["only_successful"] else log
+        log = only_successful(log) if run.info["config"]["only_successful"] else log
     except DatasetError:
         return ["of unknown origin"] * dataset.num_episodes
     if log.fingerprint != trained["fingerprint"]:

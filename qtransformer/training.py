@@ -32,6 +32,7 @@ from qtransformer_datasets.check import check_dataset, raise_on_errors
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.returns import return_range
 from qtransformer_datasets.schema import EpisodeDataset
+from qtransformer_datasets.selection import only_successful
 from qtransformer_datasets.statistics import action_centres, action_noise, statistics
 from qtransformer_datasets.windows import SegmentSampler
 
@@ -80,7 +81,7 @@ def load_dataset(config: TrainConfig) -> EpisodeDataset:
     console = Console(stderr=True)
     for finding in findings:
         console.print(f"{finding.severity} {finding.code}: {finding.message}", markup=False, style="yellow")
-    return dataset.only_successful() if config.only_successful else dataset
+    return only_successful(dataset) if config.only_successful else dataset
 
 
 def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, SegmentSampler, dict[str, Any]]:

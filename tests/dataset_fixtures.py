@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 
 from qtransformer.batch import ActionSpec, DatasetSpec
-from qtransformer_datasets.formats.minari_metadata import derive_observation
+from qtransformer_datasets.formats.specs import describe_state
 from qtransformer_datasets.schema import Episode, EpisodeDataset, fingerprint
 
 POINT_ID = "test/Point-v0"
@@ -65,7 +65,7 @@ for env_id, env_class in ((POINT_ID, "PointEnv"), (SILENT_ID, "SilentEnv")):
 
 
 def make_spec(keys=("state",), size=2):
-    observations = tuple(derive_observation(key, (size,), "float32") for key in keys)
+    observations = tuple(describe_state(key, (size,), "float32") for key in keys)
     actions = ActionSpec((-1.0, -1.0), (1.0, 1.0), ("left", "right"), ("m/s", "m/s"))
     return DatasetSpec(observations, actions, 10.0, "test/Point-v0", {})
 

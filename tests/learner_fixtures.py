@@ -18,7 +18,7 @@ from qtransformer.learner import QTransformerLearner
 from qtransformer.model import QTransformer
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy, build_policy
-from qtransformer_datasets.formats.minari_metadata import derive_observation
+from qtransformer_datasets.formats.specs import describe_state
 from qtransformer_datasets.recorder import Recorder
 from qtransformer_datasets.schema import Episode
 
@@ -53,7 +53,7 @@ def make_config(learning: LearningConfig | None = None, **changes: Any) -> Train
 def make_spec(num_dimensions: int = 3, size: int = 2) -> DatasetSpec:
     """Actions in [-1, 1], one state key."""
     actions = ActionSpec((-1.0,) * num_dimensions, (1.0,) * num_dimensions)
-    return DatasetSpec((derive_observation("state", (size,), "float32"),), actions)
+    return DatasetSpec((describe_state("state", (size,), "float32"),), actions)
 
 
 def make_policy(config: TrainConfig, *, num_dimensions: int = 3, size: int = 2, seed: int = 0) -> GreedyPolicy:

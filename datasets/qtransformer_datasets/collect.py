@@ -26,7 +26,7 @@ from rich.progress import Progress
 from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
 
 from .formats import open_dataset
-from .formats.minari_metadata import FLAT_KEY, derive_observation
+from .formats.specs import FLAT_KEY, describe_state
 from .recorder import Recorder
 from .schema import DatasetError, Episode, EpisodeDataset
 
@@ -259,7 +259,7 @@ def _boxes(space: gymnasium.Space, key: str = "") -> Iterator[tuple[str, gymnasi
 
 def _describe_box(key: str, box: gymnasium.spaces.Box, elements: Any) -> ObservationSpec:
     shape = box.shape or (1,)
-    names, units = _elements(elements, list(derive_observation(key, shape, str(box.dtype)).elements))
+    names, units = _elements(elements, list(describe_state(key, shape, str(box.dtype)).elements))
     return ObservationSpec(key, shape, str(box.dtype), "state", names, units)
 
 

@@ -25,7 +25,8 @@ from qtransformer.batch import DatasetSpec
 
 from .formats.hdf5 import open_hdf5
 from .formats.minari import MAIN_NAME, UNMERGED_NAME
-from .formats.minari_metadata import FLAT_KEY, METADATA_NAME, SPEC_KEY, spaces
+from .formats.minari_metadata import METADATA_NAME, SPEC_KEY, spaces
+from .formats.specs import FLAT_KEY
 from .schema import DatasetError, Episode
 
 MINARI_VERSION = "0.5.3"

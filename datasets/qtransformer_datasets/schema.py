@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from qtransformer.batch import DatasetSpec
+
+from .frames import Frames, Rows, blocks
 
 
 class DatasetError(Exception):
@@ -30,11 +32,12 @@ class Episode:
         observations          o0     o1    o2   ...  oT-1   oT    (oT only where `has_final_observation`)
         actions, rewards      a0 r0  a1 r1 a2 r2 ... aT-1 rT-1
 
-    `terminations` stop the bootstrap, `truncations` do not, and no step carries both. `source` names the place in
-    the file, as in "main_data.hdf5:episode_12".
+    `terminations` stop the bootstrap, `truncations` do not, and no step carries both. An observation is an array of
+    numbers, an array of strings (kind `text`), or images, in memory or still in their file (`Frames`). `source` names
+    the place in the file, as in "main_data.hdf5:episode_12".
     """
 
-    observations: dict[str, np.ndarray]  # each (T + 1, *shape), or (T, *shape) without a final observation
+    observations: dict[str, Rows]  # each (T + 1, *shape), or (T, *shape) without a final observation
     actions: np.ndarray  # (T, A) float32
     rewards: np.ndarray  # (T,) float64
     terminations: np.ndarray  # (T,) bool
@@ -48,6 +51,13 @@ class Episode:
     def num_steps(self) -> int:
         """T, the number of actions."""
         return len(self.actions)
+
+    @property
+    def instruction(self) -> str | None:
+        """What the robot was told at the episode's first step; None where no observation is text."""
+        texts = (rows for rows in self.observations.values() if rows.dtype.kind == "U" and len(rows))
+        first = next(texts, None)
+        return None if first is None else str(first[0])
 
     def length_problems(self) -> list[str]:
         """Returns one sentence for every array whose length contradicts the number of actions; empty when sound."""
@@ -65,14 +75,21 @@ class Episode:
 
 @dataclass(frozen=True)
 class EpisodeDataset:
-    """Episodes that share one spec. `fingerprint` depends on their content alone, not on the file that held them."""
+    """Episodes that share one spec.
+
+    `fingerprint` depends on their content alone, not on the file that held them. `rules` says in words how the file's
+    marks were read: "terminated", "truncated", "success", "final observation", and whatever else was inferred. `notes`
+    are sentences for the user about this very file.
+    """
 
     path: Path
     spec: DatasetSpec
     episodes: tuple[Episode, ...]
     dialect: str
     fingerprint: str
-    metadata: dict[str, Any] = field(default_factory=dict)
+    rules: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_episodes(self) -> int:
@@ -90,31 +107,42 @@ class EpisodeDataset:
         known = [episode.success for episode in self.episodes if episode.success is not None]
         return sum(known) / len(known) if known else None
 
-    def only_successful(self) -> EpisodeDataset:
-        """Returns the dataset of the successful episodes, with a fingerprint of its own.
-
-        Raises:
-            DatasetError: no episode succeeded.
-        """
-        episodes = tuple(episode for episode in self.episodes if episode.success)
-        if not episodes:
-            raise DatasetError(
-                f"{self.path}: none of {self.num_episodes} episodes succeeded; use the unfiltered dataset"
-            )
-        return replace(self, episodes=episodes, fingerprint=fingerprint(self.spec, episodes))
+    def with_episodes(self, episodes: Iterable[Episode]) -> EpisodeDataset:
+        """Returns the dataset of these episodes, with a fingerprint of its own."""
+        chosen = tuple(episodes)
+        return replace(self, episodes=chosen, fingerprint=fingerprint(self.spec, chosen))
 
 
-def fingerprint(spec: DatasetSpec, episodes: tuple[Episode, ...]) -> str:
-    """Returns the sha256 (hex) of the spec and of every array, in episode order."""
+def fingerprint(spec: DatasetSpec, episodes: Iterable[Episode]) -> str:
+    """Returns the sha256 (hex) of the spec and of every array, in episode order.
+
+    Images that are compressed count by their compressed bytes, so that nothing is decoded.
+    """
     digest = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode())
     for episode in episodes:
-        for name, array in _arrays(episode).items():
-            digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).tobytes())
+        for name, rows in _arrays(episode).items():
+            digest.update(_header(name, rows).encode())
+            for data in _bytes_of(rows):
+                digest.update(data)
         digest.update(f"{episode.success}:{episode.has_final_observation}".encode())
     return digest.hexdigest()
 
 
-def _arrays(episode: Episode) -> Mapping[str, np.ndarray]:
+def _header(name: str, rows: Rows) -> str:
+    dtype = "str" if rows.dtype.kind == "U" else str(rows.dtype)  # the width of a string array says nothing
+    return f"{name}:{dtype}:{rows.shape}"
+
+
+def _bytes_of(rows: Rows) -> Iterator[bytes]:
+    if isinstance(rows, Frames):
+        for data in rows.stored_rows():
+            yield f"{len(data)}:".encode() + data
+    elif rows.dtype.kind == "U":
+        yield json.dumps(rows.tolist()).encode()
+    else:
+        yield from (np.ascontiguousarray(block).tobytes() for block in blocks(rows))
+
+
+def _arrays(episode: Episode) -> Mapping[str, Rows]:
     arrays = {f"observations/{key}": episode.observations[key] for key in sorted(episode.observations)}
     return arrays | {name: getattr(episode, name) for name in ("actions", "rewards", "terminations", "truncations")}

@@ -14,6 +14,8 @@ import numpy as np
 from ..schema import DatasetError
 
 MAX_DEPTH = 8
+_SMALL = 2**24  # bytes that any dataset may claim
+_MAX_COMPRESSION = 1100  # deflate reaches 1032
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -36,6 +38,29 @@ def open_hdf5(path: Path) -> h5py.File:
         if "truncated" in str(error):
             raise DatasetError(f"{path} is truncated ({error}); copy or download it again") from error
         raise DatasetError(f"{path} cannot be read ({error}); check its permissions, or copy it again") from error
+
+
+def root_names(path: Path) -> list[str]:
+    """Returns the names at the root of a file; empty where it is no HDF5 file that can be opened."""
+    try:
+        if not h5py.is_hdf5(path):
+            return []
+        with h5py.File(path, "r") as file:
+            return [str(name) for name in file]
+    except (OSError, RuntimeError):
+        return []
+
+
+def member(group: h5py.Group, name: str) -> h5py.Group | h5py.Dataset:
+    """Returns a member of a group.
+
+    Raises:
+        DatasetError: there is none of this name; the message lists those that there are.
+    """
+    members = children(group)
+    if name not in members:
+        raise DatasetError(f"{place(group)} must hold {name}, found {sorted(members)}; record or convert it again")
+    return members[name]
 
 
 def children(group: h5py.Group) -> dict[str, h5py.Group | h5py.Dataset]:
@@ -73,20 +98,61 @@ def read_array(dataset: h5py.Dataset) -> np.ndarray:
     """Returns all numbers of a dataset.
 
     Raises:
-        DatasetError: it lives in another file, holds text, objects or compressed images, or is damaged.
+        DatasetError: it lives in another file, claims more than it stores, holds no numbers, or is damaged.
+    """
+    check_storage(dataset)
+    if dataset.dtype.kind not in "biuf":
+        raise DatasetError(f"{place(dataset)} must hold numbers, got {dataset.dtype}; convert or remove it")
+    return np.asarray(read_rows(dataset, ()))
+
+
+def read_text(dataset: h5py.Dataset) -> np.ndarray:
+    """Returns the strings of a dataset as a numpy array of str; h5py stores them as UTF-8.
+
+    Raises:
+        DatasetError: as `read_array`, or it holds no text.
+    """
+    check_storage(dataset)
+    if not is_text(dataset):
+        raise DatasetError(f"{place(dataset)} must hold text, got {dataset.dtype}; convert or remove it")
+    values = np.asarray(read_rows(dataset, ()))
+    texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values.flat]
+    return np.array(texts, dtype=str).reshape(values.shape)
+
+
+def is_text(dataset: h5py.Dataset) -> bool:
+    """Returns whether a dataset holds strings, of fixed or free length."""
+    return h5py.check_string_dtype(dataset.dtype) is not None
+
+
+def read_rows(dataset: h5py.Dataset, rows: slice | np.ndarray | tuple[()]) -> np.ndarray:
+    """Returns some rows of a dataset as h5py gives them, `()` for all.
+
+    Raises:
+        DatasetError: the file is damaged there.
+    """
+    try:
+        return dataset[rows]
+    except (OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise DatasetError(f"{place(dataset)} is damaged ({error}); copy or download the file again") from error
+
+
+def check_storage(dataset: h5py.Dataset) -> None:
+    """Refuses a dataset whose data lie in another file, or are far fewer than its shape claims.
+
+    A file of a few bytes can claim a shape of terabytes: what was never written reads as zeros.
+
+    Raises:
+        DatasetError: it is such a dataset.
     """
     if dataset.is_virtual or dataset.external:
         raise DatasetError(f"{place(dataset)} keeps its data in another file; copy the data into this one")
-    if h5py.check_string_dtype(dataset.dtype) is not None:
-        raise DatasetError(f"{place(dataset)} holds text, which is not supported yet; leave this key out")
-    if h5py.check_vlen_dtype(dataset.dtype) == np.uint8:
-        raise DatasetError(f"{place(dataset)} holds compressed images, which are not supported yet; leave this key out")
-    if dataset.dtype.kind not in "biuf":
-        raise DatasetError(f"{place(dataset)} must hold numbers, got {dataset.dtype}; convert or remove it")
-    try:
-        return np.asarray(dataset[()])
-    except OSError as error:
-        raise DatasetError(f"{place(dataset)} is damaged ({error}); copy or download the file again") from error
+    claimed, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    if claimed > max(_SMALL, _MAX_COMPRESSION * stored):
+        raise DatasetError(
+            f"{place(dataset)} claims {claimed / 1e6:,.0f} MB by its shape {dataset.shape}, but the file stores "
+            f"{stored / 1e6:,.3f} MB of it; it is damaged or was never written: copy or record it again"
+        )
 
 
 def place(item: h5py.Group | h5py.Dataset) -> str:

@@ -7,7 +7,8 @@ JSON strings; the extra key `qtransformer_spec` holds our full spec (names, unit
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import numpy as np
 from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
 
 from ..schema import DatasetError, Episode
+from .specs import FLAT_KEY, derive_actions, derive_observations, natural_order
 
 METADATA_NAME = "metadata.json"
 SPEC_KEY = "qtransformer_spec"
-FLAT_KEY = "state"
+_MAX_TEXT = 4096
+_CHARACTERS = string.printable
 
 
 def read_metadata(folder: Path) -> dict[str, Any]:
@@ -42,80 +45,106 @@ def read_metadata(folder: Path) -> dict[str, Any]:
     return metadata
 
 
-def read_spec(metadata: Mapping[str, Any], episodes: list[Episode]) -> DatasetSpec:
-    """Returns our own spec where metadata has one, else one derived from the arrays, `action_space` and `env_spec`.
+def read_spec(
+    metadata: Mapping[str, Any], episodes: Sequence[Episode], action_names: tuple[str, ...] = ()
+) -> tuple[DatasetSpec, str]:
+    """Returns the spec of a dataset, and the rule by which its action limits were found.
+
+    Our own spec where metadata has one, else one derived from the arrays, `action_space` and `env_spec`.
+
+    Args:
+        metadata: the content of metadata.json.
+        episodes: all episodes; the first stands for their shapes.
+        action_names: of the dimensions, where the file keeps actions in groups.
 
     Raises:
-        DatasetError: the metadata contradicts the arrays, or the action space is no Box.
+        DatasetError: the metadata contradicts the arrays, or the action space is not continuous.
     """
-    arrays = episodes[0].observations
     if SPEC_KEY in metadata:
         try:
-            spec = DatasetSpec.from_json(metadata[SPEC_KEY])
+            spec, rule = DatasetSpec.from_json(metadata[SPEC_KEY]), f"{SPEC_KEY} in {METADATA_NAME}"
         except (KeyError, TypeError) as error:
             raise DatasetError(
                 f"{METADATA_NAME}: {SPEC_KEY} is damaged ({error!r}); repair or remove this key"
             ) from error
     else:
-        observations = tuple(
-            derive_observation(key, array.shape[1:], str(array.dtype)) for key, array in arrays.items()
-        )
         environment = _json_value(metadata, "env_spec")
-        environment_kwargs = environment.get("kwargs") or {}
-        actions = _derive_actions(metadata, episodes)
-        spec = DatasetSpec(observations, actions, None, environment.get("id"), environment_kwargs)
+        actions, rule = _derive_actions(metadata, episodes, action_names)
+        observations = derive_observations(episodes[0].observations)
+        spec = DatasetSpec(observations, actions, None, environment.get("id"), environment.get("kwargs") or {})
     _compare(spec, episodes[0])
-    return spec
-
-
-def derive_observation(key: str, shape: tuple[int, ...], dtype: str) -> ObservationSpec:
-    """Returns the spec of a state whose elements nobody named: `key[0]`, `key[1]` ..., without units."""
-    names = tuple(f"{key}[{index}]" for index in range(int(np.prod(shape))))
-    return ObservationSpec(key, tuple(shape), dtype, "state", names, ("",) * len(names))
+    return spec, rule
 
 
 def spaces(spec: DatasetSpec) -> dict[str, str]:
     """Returns Minari's `observation_space` and `action_space` strings."""
-    boxes = {
-        each.name: _box(each.dtype, np.full(each.shape, -np.inf), np.full(each.shape, np.inf))
-        for each in spec.observations
-    }
-    observations = boxes[FLAT_KEY] if set(boxes) == {FLAT_KEY} else _nested(boxes)
+    leaves = {each.name: _space(each) for each in spec.observations}
+    observations = leaves[FLAT_KEY] if set(leaves) == {FLAT_KEY} else _nested(leaves)
     actions = _box("float32", np.asarray(spec.actions.low), np.asarray(spec.actions.high))
     return {"observation_space": json.dumps(observations), "action_space": json.dumps(actions)}
 
 
+def _space(spec: ObservationSpec) -> dict[str, Any]:
+    if spec.kind == "text":
+        return {"type": "Text", "max_length": _MAX_TEXT, "min_length": 0, "charset": _CHARACTERS}
+    if spec.kind == "image":
+        return _box("uint8", np.zeros(spec.shape, int), np.full(spec.shape, 255))
+    return _box(spec.dtype, np.full(spec.shape, -np.inf), np.full(spec.shape, np.inf))
+
+
 def _box(dtype: str, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
-    if np.dtype(dtype).kind in "iu" and not np.isfinite(low).all():
-        limits = np.iinfo(dtype)
+    if np.dtype(dtype).kind in "iub" and not np.isfinite(low).all():
+        limits = np.iinfo(dtype) if np.dtype(dtype).kind != "b" else np.iinfo(np.uint8)
         low, high = np.full(low.shape, limits.min), np.full(high.shape, limits.max)
     return {"type": "Box", "dtype": dtype, "shape": list(low.shape), "low": low.tolist(), "high": high.tolist()}
 
 
-def _nested(boxes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _nested(leaves: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     root: dict[str, Any] = {"type": "Dict", "subspaces": {}}
-    for key, box in boxes.items():
+    for key, leaf in leaves.items():
         *groups, name = key.split("/")
         node = root
         for group in groups:
             node = node["subspaces"].setdefault(group, {"type": "Dict", "subspaces": {}})
-        node["subspaces"][name] = box
-    return root
+        node["subspaces"][name] = leaf
+    return _with_tuples(root)
 
 
-def _derive_actions(metadata: Mapping[str, Any], episodes: list[Episode]) -> ActionSpec:
+def _with_tuples(space: dict[str, Any]) -> dict[str, Any]:
+    """Returns the space with every Dict of `_index_0`, `_index_1`, ... as the Tuple that Minari writes so."""
+    if space["type"] != "Dict":
+        return space
+    subspaces = {name: _with_tuples(each) for name, each in space["subspaces"].items()}
+    indices = [f"_index_{index}" for index in range(len(subspaces))]
+    if set(subspaces) == set(indices):
+        return {"type": "Tuple", "subspaces": [subspaces[name] for name in indices]}
+    return {"type": "Dict", "subspaces": subspaces}
+
+
+def _derive_actions(
+    metadata: Mapping[str, Any], episodes: Sequence[Episode], names: tuple[str, ...]
+) -> tuple[ActionSpec, str]:
     space = _json_value(metadata, "action_space")
-    if space.get("type", "Box") != "Box":
-        raise DatasetError(
-            f"{METADATA_NAME}: action_space must be a Box, got {space['type']}; only continuous actions work"
-        )
+    low, high = (_limits(space, name) for name in ("low", "high"))
     num_dimensions = episodes[0].actions.shape[1]
-    low, high = (np.ravel(np.asarray(space.get(name, []), np.float64)) for name in ("low", "high"))
     if low.size != num_dimensions or not np.isfinite([low, high]).all():
-        actions = np.concatenate([episode.actions for episode in episodes]).astype(np.float64)
-        low, high = actions.min(axis=0), actions.max(axis=0)
-    names = tuple(f"action[{index}]" for index in range(num_dimensions))
-    return ActionSpec(tuple(low.tolist()), tuple(high.tolist()), names, ("",) * num_dimensions)
+        return derive_actions(np.concatenate([episode.actions for episode in episodes]), names)
+    names = names or tuple(f"action[{index}]" for index in range(num_dimensions))
+    actions = ActionSpec(tuple(low.tolist()), tuple(high.tolist()), names, ("",) * num_dimensions)
+    return actions, f"action_space in {METADATA_NAME}"
+
+
+def _limits(space: Mapping[str, Any], name: str) -> np.ndarray:
+    """Returns one side of the limits of a Box, or of the Boxes of a Dict or Tuple one after another."""
+    kind, parts = space.get("type", "Box"), space.get("subspaces", {})
+    if kind in ("Dict", "Tuple"):
+        values = [parts[key] for key in sorted(parts, key=natural_order)] if isinstance(parts, dict) else list(parts)
+        return np.concatenate([_limits(each, name) for each in values]) if values else np.zeros(0)
+    if kind != "Box":
+        raise DatasetError(f"{METADATA_NAME}: action_space must be of Boxes, got {kind}; only continuous actions work")
+    limits = np.asarray(space.get(name, []), np.float64)
+    shape = tuple(space.get("shape", limits.shape))
+    return np.ravel(np.broadcast_to(limits, shape) if limits.ndim == 0 else limits)
 
 
 def _json_value(metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -129,7 +158,7 @@ def _json_value(metadata: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _compare(spec: DatasetSpec, episode: Episode) -> None:
     expected = {each.name: each.shape for each in spec.observations}
-    found = {key: array.shape[1:] for key, array in episode.observations.items()}
+    found = {key: tuple(rows.shape[1:]) for key, rows in episode.observations.items()}
     if expected != found:
         raise DatasetError(
             f"{episode.source}: observations must be {expected} after {METADATA_NAME}, got {found}; repair it"

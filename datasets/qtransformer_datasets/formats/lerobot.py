@@ -1,0 +1,7 @@
+from pathlib import Path
+
+LAYOUT = ""
+
+
+def matches(path: Path) -> bool:
+    return False
