@@ -11,6 +11,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 ObservationKind = Literal["state", "image", "text", "embedding"]
+Dones = Literal["infer", "success", "last-step", "both"]
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How to read what a file leaves open."""
+
+    dones: Dones = "infer"
+    """What robomimic's `dones` and LeRobot's `next.done` mark: the state of success, the last step of each episode, or
+    both. `infer` decides from the data and says so."""
+    instruction: str | None = None
+    """Instruction in words for every episode of a log that has none: it becomes the observation `instruction`."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +61,21 @@ class DatasetSpec:
     control_hz: float | None = None
     environment_id: str | None = None
     environment_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    ignored_observations: tuple[str, ...] = ()
+    """Keys that the environment gives and that were left out of the log on purpose."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain lists, dicts, strings and numbers."""
-        return asdict(self)
+        """Returns plain lists, dicts, strings and numbers; `ignored_observations` only where there are any."""
+        data = asdict(self)
+        return data if self.ignored_observations else {k: v for k, v in data.items() if k != "ignored_observations"}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DatasetSpec:
         """Inverse of `to_json` (also after a round trip through a JSON file, where tuples became lists)."""
         observations = tuple(ObservationSpec(**_tuples(each)) for each in data["observations"])
         rest = {key: data[key] for key in ("control_hz", "environment_id", "environment_kwargs")}
-        return cls(observations, ActionSpec(**_tuples(data["actions"])), **rest)
+        ignored = tuple(data.get("ignored_observations", ()))
+        return cls(observations, ActionSpec(**_tuples(data["actions"])), **rest, ignored_observations=ignored)
 
 
 def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from qtransformer.config import RunError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _KEPT = 2
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ import tyro
 from qtransformer.config import PRESETS, RunError, TrainConfig
 from qtransformer.console import print_summary, print_verdicts, progress
 from qtransformer.deploy.controller import ControllerError
-from qtransformer_datasets.collect import CollectConfig, collect
+from qtransformer.log_commands import Collect, Convert, Inspect
 from qtransformer_datasets.schema import DatasetError
 
 _DESCRIPTION = (
@@ -27,41 +27,6 @@ _DESCRIPTION = (
     "collect or inspect a log, train on it, evaluate in simulation, export to a robot controller."
 )
 _TRAIN = "Train a policy on a log."
-
-
-@dataclass(frozen=True)
-class Collect:
-    """Record a scripted expert with realistic mistakes: a log to train on."""
-
-    out: Path
-    """Folder to make."""
-    log: tyro.conf.OmitArgPrefixes[CollectConfig] = field(default_factory=CollectConfig)
-    """What to record."""
-
-    def run(self) -> None:
-        """Records, then prints what was recorded."""
-        collect(self.log, self.out)
-        Inspect(self.out).run()
-
-
-@dataclass(frozen=True)
-class Inspect:
-    """Say what a log is: format, counts, success rate, elements with units and ranges, problems."""
-
-    path: tyro.conf.Positional[Path]
-    """A Minari dataset: its folder or main_data.hdf5."""
-    json: bool = False
-    """Print JSON for programs."""
-
-    def run(self) -> None:
-        """Prints the description."""
-        from qtransformer_datasets.check import check_dataset
-        from qtransformer_datasets.formats import open_dataset
-        from qtransformer_datasets.inspect import describe, print_description
-
-        dataset = open_dataset(self.path)
-        description = describe(dataset, check_dataset(dataset))
-        _print_json(description) if self.json else print_description(description)
 
 
 @dataclass(frozen=True)
@@ -87,8 +52,10 @@ class Evaluate:
         """Prints the success rate with its interval, return, length and latency."""
         from qtransformer.evaluation import Plan, evaluate, make_environment
         from qtransformer.loading import open_policy
+        from qtransformer.training_log import warn_if_log_changed
 
         opened = open_policy(self.path)
+        warn_if_log_changed(opened.origin)
         environment_id = self.env_id or opened.environment_id
         if environment_id is None:
             raise RunError(f"{self.path}: its log names no environment; name one with --env-id")
@@ -97,7 +64,7 @@ class Evaluate:
             evaluation = evaluate(
                 opened.policy,
                 lambda: make_environment(environment_id, kwargs, self.imports),
-                Plan(self.episodes, self.num_envs, self.seed),
+                Plan(self.episodes, self.num_envs, self.seed, opened.ignored_observations),
                 on_episode=lambda _: advance(),
             )
         _print_json(evaluation.to_json()) if self.json else print_summary(evaluation.summary())
@@ -148,8 +115,10 @@ class Export:
         """Exports, checks parity, and prints the report."""
         from qtransformer.deploy.export import export_bundle
         from qtransformer.loading import load_run
+        from qtransformer.training_log import warn_if_log_changed
 
         loaded = load_run(self.run_folder)
+        warn_if_log_changed(loaded.info)
         report = export_bundle(
             loaded.policy, spec=loaded.spec, samples=loaded.samples(), card=loaded.card(), out=self.out
         )
@@ -196,6 +165,7 @@ def _commands(arguments: Sequence[str]) -> Any:
     return (
         Annotated[Collect, tyro.conf.subcommand("collect")]
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", description=_TRAIN), train, tyro.conf.OmitArgPrefixes]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]

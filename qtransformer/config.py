@@ -5,14 +5,20 @@ Config stops at constructors: the equations of `backup` and `losses` take plain 
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import log2
 from pathlib import Path
 from typing import Any, Literal
 
+from qtransformer.batch import ReadOptions
+
 Algorithm = Literal["q_transformer", "behaviour_cloning", "implicit_q_learning", "decision_transformer"]
 Preset = Literal["default", "paper", "cql"]
+Balance = Literal["steps", "task", "success", "return"]
+Storage = Literal["auto", "memory", "mapped", "file"]
 
 # These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
 ACT_BY_DENSITY: frozenset[Algorithm] = frozenset({"behaviour_cloning", "implicit_q_learning", "decision_transformer"})
@@ -28,6 +34,10 @@ class RunError(Exception):
 def _require(name: str, value: Any, is_sound: bool, rule: str) -> None:
     if not is_sound:
         raise RunError(f"{name} ({value}) must {rule}; change --{name.replace('_', '-')}")
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -146,19 +156,54 @@ class LearningConfig:
 
 
 @dataclass(frozen=True)
+class DataConfig(ReadOptions):
+    """Which part of the log to train on, and how it reaches the learner."""
+
+    observations: tuple[str, ...] = ()
+    """Observation keys to train on; all of the log without."""
+    only_successful: bool = False
+    """Train on the successful episodes alone."""
+    task: str | None = None
+    """Train on the episodes with this instruction alone."""
+    min_return: float | None = None
+    """Train on the episodes with this return or more, not discounted, in the log's unit."""
+    allow: tuple[str, ...] = ()
+    """Codes of errors of the check (`qtransformer inspect` shows them) to train in spite of."""
+    balance: Balance = "steps"
+    """What is drawn equally often: every step; every task; failures and successes; or, by rank, better returns more."""
+    storage: Storage = "auto"
+    """Where images wait: in memory, in a memory-mapped file beside the log, or in the log itself."""
+    memory_limit: str | None = None
+    """Most memory that the log may take, as in 4GB or 500MB; without, a share of what is free."""
+
+    def __post_init__(self) -> None:
+        _require("memory_limit", self.memory_limit, self._limit() != 0, "be a size like 4GB or 500MB")
+
+    @property
+    def memory_limit_bytes(self) -> int | None:
+        """The limit as a number; None where there is none."""
+        return self._limit()
+
+    def _limit(self) -> int | None:
+        """Returns the limit in bytes, 0 where it is no size."""
+        if self.memory_limit is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B", self.memory_limit)
+        return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " ")) if match else 0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
     dataset: Path
-    """Log to train on: a folder that `qtransformer collect` wrote, or another Minari dataset."""
+    """Log to train on: a dataset of any known layout, a folder of several, or the id of a Minari dataset."""
     out: Path
     """Run folder to make."""
     preset: Preset = "default"
     """Where the settings start from: ours, the paper's recipe (arXiv 2309.10150), or CQL's. Flags override it."""
     algorithm: Algorithm = "q_transformer"
     """q_transformer, or a baseline on the same tokens, trunk and labels: cloning, IQL, a Decision Transformer."""
-    only_successful: bool = False
-    """Train on the successful episodes alone."""
     steps: int = 3000
     """Updates."""
     batch_size: int = 96
@@ -175,6 +220,7 @@ class TrainConfig:
     """Updates between two checkpoints."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint."""
+    data: DataConfig = DataConfig()
     tokens: TokenConfig = TokenConfig()
     model: ModelConfig = ModelConfig()
     learning: LearningConfig = LearningConfig()
@@ -190,14 +236,14 @@ class TrainConfig:
         return 1.0 if self.algorithm == "decision_transformer" else self.learning.discount
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain dicts, strings and numbers."""
-        return {**asdict(self), "dataset": str(self.dataset), "out": str(self.out)}
+        """Returns plain dicts, lists, strings and numbers."""
+        return json.loads(json.dumps({**asdict(self), "dataset": str(self.dataset), "out": str(self.out)}))
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TrainConfig:
         """Inverse of `to_json`."""
-        nested = {"tokens": TokenConfig, "model": ModelConfig, "learning": LearningConfig}
-        built = {key: each(**data[key]) for key, each in nested.items()}
+        nested = {"data": DataConfig, "tokens": TokenConfig, "model": ModelConfig, "learning": LearningConfig}
+        built = {key: each(**_tuples(data[key])) for key, each in nested.items()}
         return cls(**{**data, **built, "dataset": Path(data["dataset"]), "out": Path(data["out"])})
 
 

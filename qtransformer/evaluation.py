@@ -119,6 +119,8 @@ class Plan:
     num_envs: int
     seed: int
     """Of the first episode; the next has seed + 1."""
+    ignored_observations: tuple[str, ...] = ()
+    """Keys of the environment that the policy was trained without, on purpose."""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "num_envs"):
@@ -136,7 +138,7 @@ def evaluate(
 ) -> Evaluation:
     """Plays the episodes of `plan`, and calls `on_episode` as each ends."""
     waiting = iter(range(plan.seed, plan.seed + plan.episodes))
-    slots = [_Slot(index, make()) for index in range(min(plan.num_envs, plan.episodes))]
+    slots = [_Slot(index, make(), plan.ignored_observations) for index in range(min(plan.num_envs, plan.episodes))]
     environment_id = slots[0].environment.spec.id if slots[0].environment.spec else "unregistered"
     outcomes, latency_ms = [], []
     for slot in slots:
@@ -160,8 +162,8 @@ def evaluate(
 class _Slot:
     """One environment and the episode it plays."""
 
-    def __init__(self, index: int, environment: gymnasium.Env) -> None:
-        self.index, self.environment = index, environment
+    def __init__(self, index: int, environment: gymnasium.Env, ignored: tuple[str, ...]) -> None:
+        self.index, self.environment, self.ignored = index, environment, ignored
         self.observation: Any = None
         self.success_rule = ""
 
@@ -176,7 +178,9 @@ class _Slot:
 
     def observed(self) -> Observation:
         """Returns the newest observation by key as in a log: nested keys joined by "/", a plain array is `state`."""
-        return _flatten(self.observation) if isinstance(self.observation, Mapping) else {"state": self.observation}
+        if not isinstance(self.observation, Mapping):
+            return {"state": self.observation}
+        return {key: value for key, value in _flatten(self.observation).items() if key not in self.ignored}
 
     def step(self, action: np.ndarray) -> EpisodeOutcome | None:
         """Advances the episode; returns its outcome when it ends."""

@@ -18,10 +18,9 @@ from qtransformer.config import RunError, TrainConfig
 from qtransformer.loading import LoadedRun
 from qtransformer.normalization import ReturnScale
 from qtransformer.predictions import Predictions, Steps, concatenate, predict
+from qtransformer.training_log import open_training_log, read_log
 from qtransformer_datasets.check import check_dataset, raise_on_errors
-from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.schema import DatasetError, EpisodeDataset, fingerprint
-from qtransformer_datasets.selection import only_successful
 from qtransformer_datasets.windows import SegmentSampler
 
 Origin = Literal["held out", "trained on", "of unknown origin"]
@@ -94,8 +93,8 @@ def open_log(run: LoadedRun, path: Path | None) -> EpisodeDataset:
         path = Path(run.info["dataset"]["path"])
         if not path.exists():
             raise RunError(f"{run.folder}: its training log ({path}) must exist, got no such path; give --dataset")
-    dataset = open_dataset(path)
-    raise_on_errors(each for each in check_dataset(dataset) if each.code != "no-reward")  # failures alone tell, too
+    dataset = read_log(path, _config(run).data)
+    raise_on_errors(check_dataset(dataset), allow=("no-reward",))  # failures alone tell, too
     return dataset
 
 
@@ -108,14 +107,17 @@ def origins_of(run: LoadedRun, dataset: EpisodeDataset) -> list[Origin]:
     if dataset.fingerprint == trained["fingerprint"]:
         return ["trained on"] * dataset.num_episodes
     try:
-        log = open_dataset(trained["path"])
-        log = only_successful(log) if run.info["config"]["only_successful"] else log
+        log = open_training_log(_config(run))
     except DatasetError:
         return ["of unknown origin"] * dataset.num_episodes
     if log.fingerprint != trained["fingerprint"]:
         return ["of unknown origin"] * dataset.num_episodes
     seen = {fingerprint(run.spec, (each,)) for each in log.episodes}
     return ["trained on" if fingerprint(run.spec, (each,)) in seen else "held out" for each in dataset.episodes]
+
+
+def _config(run: LoadedRun) -> TrainConfig:
+    return TrainConfig.from_json(run.info["config"])
 
 
 def _raise_on_misfit(run: LoadedRun, dataset: EpisodeDataset) -> None:

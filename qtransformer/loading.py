@@ -64,6 +64,9 @@ class OpenedPolicy:
     policy: Policy
     environment_id: str | None
     environment_kwargs: Mapping[str, Any]
+    ignored_observations: tuple[str, ...]
+    origin: Mapping[str, Any]
+    """`config` and `dataset` (with its fingerprint) of the training run."""
 
 
 def load_run(folder: Path) -> LoadedRun:
@@ -95,7 +98,8 @@ def open_policy(path: Path) -> OpenedPolicy:
 
         bundle = BundlePolicy(path)
         environment = bundle.card["environment"]
-        return OpenedPolicy(bundle, environment["id"], environment["kwargs"])
+        ignored = tuple(environment.get("ignored_observations", ()))
+        return OpenedPolicy(bundle, environment["id"], environment["kwargs"], ignored, bundle.card)
     if not path.is_dir():
         raise RunError(f"{path}: must be the folder of a run or of a bundle, got no folder; check the path")
     import torch
@@ -104,4 +108,10 @@ def open_policy(path: Path) -> OpenedPolicy:
 
     torch.set_num_threads(1)  # a decision is too small to share, and waiting threads would take the simulator's core
     run = load_run(path)
-    return OpenedPolicy(CheckpointPolicy(run.policy), run.spec.environment_id, run.spec.environment_kwargs)
+    return OpenedPolicy(
+        CheckpointPolicy(run.policy),
+        run.spec.environment_id,
+        run.spec.environment_kwargs,
+        run.spec.ignored_observations,
+        run.info,
+    )

@@ -28,14 +28,15 @@ from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
 from qtransformer.token_report import print_token_report, token_report
-from qtransformer_datasets.check import check_dataset, raise_on_errors
-from qtransformer_datasets.formats import open_dataset
+from qtransformer.training_log import open_training_log, print_findings, raise_on_misfit
+from qtransformer_datasets.check import Finding, check_dataset, raise_on_errors
+from qtransformer_datasets.prefetch import Prefetcher
 from qtransformer_datasets.returns import return_range
 from qtransformer_datasets.schema import EpisodeDataset
-from qtransformer_datasets.selection import only_successful
 from qtransformer_datasets.statistics import action_centres, action_noise, statistics
-from qtransformer_datasets.windows import SegmentSampler
+from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
+_BOUND_AFTER = 200  # updates until it is said what training waits for
 _NUM_SAMPLES = 512  # logged windows kept for export: what its parity check and golden file are made of
 
 
@@ -45,7 +46,7 @@ def train(config: TrainConfig) -> Path:
     Raises:
         RunError, DatasetError: a setting, the folder or the data cannot be used; nothing was overwritten.
     """
-    dataset = load_dataset(config)
+    dataset, findings = load_dataset(config)
     resume = _prepare_folder(config)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.num_threads)
@@ -57,10 +58,13 @@ def train(config: TrainConfig) -> Path:
         print_token_report(token_report(learner.policy.tokenizer, dataset.spec.actions, actions))
 
     started, first_step, recent = time.perf_counter(), step, []
-    with progress(config.algorithm, config.steps, step) as advance, _metrics(config.out) as write:
+    feed = Prefetcher(sampler)
+    with feed, progress(config.algorithm, config.steps, step) as advance, _metrics(config.out) as write:
         while step < config.steps:
-            recent.append(learner.update(sampler.sample()))
+            recent.append(learner.update(feed.sample()))
             step += 1
+            if step - first_step == _BOUND_AFTER:
+                _say_what_bounds(feed.waited_s / (time.perf_counter() - started))
             shown = {}
             if step % config.log_every == 0 or step == config.steps:
                 rate = (step - first_step) / (time.perf_counter() - started)
@@ -70,18 +74,22 @@ def train(config: TrainConfig) -> Path:
             if step % config.checkpoint_every == 0 or step == config.steps:
                 save(step)
             advance(**shown)
+    print_findings(findings)  # once more: what was said an hour ago is out of sight
     return config.out
 
 
-def load_dataset(config: TrainConfig) -> EpisodeDataset:
-    """Opens and checks the log; keeps the successful episodes alone if so asked."""
-    dataset = open_dataset(config.dataset)
+def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
+    """Opens and checks the part of the log that the settings ask for; returns it with what the check found.
+
+    Raises:
+        RunError, DatasetError: it cannot be read or used, or has an error that --allow does not name.
+    """
+    dataset = open_training_log(config)
     findings = check_dataset(dataset)
-    raise_on_errors(findings)
-    console = Console(stderr=True)
-    for finding in findings:
-        console.print(f"{finding.severity} {finding.code}: {finding.message}", markup=False, style="yellow")
-    return only_successful(dataset) if config.only_successful else dataset
+    raise_on_errors(findings, config.data.allow)
+    print_findings(findings)
+    raise_on_misfit(dataset)
+    return dataset, findings
 
 
 def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, SegmentSampler, dict[str, Any]]:
@@ -92,6 +100,7 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         batch_size=config.batch_size,
         discount=config.return_discount,
         seed=config.seed,
+        options=LoadingOptions(config.data.balance, config.data.storage, config.data.memory_limit_bytes),
     )
     info = {
         "config": config.to_json(),
@@ -190,6 +199,15 @@ def _saver(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str,
         return save_checkpoint(run, {"step": step, **info, "sampler": sampler.state_dict()}, weights, training)
 
     return save
+
+
+def _say_what_bounds(waited: float) -> None:
+    """Prints whether training waits for data, by the share of the time that went into waiting."""
+    if waited > 0.5:
+        advice = "data-bound: keep images in --storage memory or mapped, or train a larger model for the same price"
+    else:
+        advice = "compute-bound: a faster disk would not help"
+    Console(stderr=True).print(f"{waited:.1%} of the time waits for data; {advice}", highlight=False)
 
 
 def _action_centres(dataset: EpisodeDataset, config: TrainConfig) -> list[list[float]] | None:

@@ -41,6 +41,29 @@ class PointEnv(gymnasium.Env):
         return {"state": np.array([self.x, self.start], np.float32)}
 
 
+class TwoKeysEnv(PointEnv):
+    """Shows a second key beside the state."""
+
+    observation_elements = {"goal": (("x_goal", "m"),), **PointEnv.observation_elements}  # noqa: RUF012
+
+    def __init__(self):
+        super().__init__()
+        goal = gymnasium.spaces.Box(-9, 9, (1,), np.float32)
+        state = gymnasium.spaces.Box(-9, 9, (2,), np.float32)
+        self.observation_space = gymnasium.spaces.Dict({"state": state, "goal": goal})
+
+    def _observe(self):
+        return {**super()._observe(), "goal": np.zeros(1, np.float32)}
+
+
+class NarrowEnv(PointEnv):
+    """Takes half of the actions."""
+
+    def __init__(self):
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(-0.5, 0.5, (2,), np.float32)
+
+
 class Expert:
     def __init__(self, environment):
         self.environment = environment
@@ -59,7 +82,13 @@ class SilentEnv(gymnasium.Env):
     action_space = PointEnv().action_space
 
 
-for env_id, env_class in ((POINT_ID, "PointEnv"), (SILENT_ID, "SilentEnv")):
+ENVIRONMENTS = {
+    POINT_ID: "PointEnv",
+    SILENT_ID: "SilentEnv",
+    "test/TwoKeys-v0": "TwoKeysEnv",
+    "test/Narrow-v0": "NarrowEnv",
+}
+for env_id, env_class in ENVIRONMENTS.items():
     if env_id not in gymnasium.registry:
         gymnasium.register(env_id, f"dataset_fixtures:{env_class}", max_episode_steps=12)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from dataset_fixtures import make_episode
 
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec
-from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
+from qtransformer.config import DataConfig, LearningConfig, ModelConfig, TokenConfig, TrainConfig
 from qtransformer.learner import QTransformerLearner
 from qtransformer.model import QTransformer
 from qtransformer.normalization import ReturnScale
@@ -34,15 +34,14 @@ PLAIN = LearningConfig(  # eq. 1 alone: no bound, no regulariser, no density, on
 
 
 def make_config(learning: LearningConfig | None = None, **changes: Any) -> TrainConfig:
-    """A small run; `num_bins`, `num_levels` and the fields of the model stand beside those of the run."""
-    tokens = {name: changes.pop(name) for name in ("num_bins", "num_levels", "order") if name in changes}
-    model = {
-        name: changes.pop(name)
-        for name in ("window", "width", "num_layers", "num_heads", "num_atoms")
-        if name in changes
-    }
+    """A small run; the fields of the data, the tokens and the model stand beside those of the run."""
+    data, tokens, model = (
+        {each.name: changes.pop(each.name) for each in fields(group) if each.name in changes}
+        for group in (DataConfig, TokenConfig, ModelConfig)
+    )
     settings: dict[str, Any] = {"dataset": Path("log"), "out": Path("run"), "steps": 50, "batch_size": 4}
     return TrainConfig(
+        data=DataConfig(**data),
         tokens=TokenConfig(**{"num_bins": 4, **tokens}),
         model=ModelConfig(**{"window": 3, "width": 16, "num_layers": 2, "num_heads": 2, **model}),
         learning=learning or LearningConfig(),

@@ -207,7 +207,7 @@ def test_returns_to_go_are_not_discounted(tmp_path):
     log = write_log(tmp_path / "log")
     for algorithm, first in (("decision_transformer", 1.0), ("behaviour_cloning", 0.5**4)):
         config = make_config(LearningConfig(discount=0.5), dataset=log, algorithm=algorithm)
-        learner, sampler, _ = build(config, load_dataset(config))
+        learner, sampler, _ = build(config, load_dataset(config)[0])
         returns = sampler.segments(np.array([0])).monte_carlo_returns
         assert returns[0, 0] == first  # five steps, the last of which is the success
         assert (learner.scale.low, learner.scale.high) == (0.0, 1.0)

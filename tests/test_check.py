@@ -1,100 +1,105 @@
-"""Every check finds its own problem, names the place, and stays silent on sound data."""
+"""The check as a whole: what blocks, what may be allowed, what is left out, and that every code is one of the table."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_fixtures import make_dataset, make_episode
+from check_fixtures import CAMERA, INSTRUCTION, StoredFrames, edited, find, log_of, sound_log, with_rows
+from dataset_fixtures import make_episode
 
-from qtransformer_datasets.check import check_dataset, raise_on_errors
+import qtransformer_datasets
+from qtransformer_datasets.check import BLOCKING, check_dataset, raise_on_errors
+from qtransformer_datasets.finding import CODES, finding, places_of
 from qtransformer_datasets.schema import DatasetError
 
 
-def spoil(episode, name, step, value):
-    """Returns the episode with one row of an array replaced."""
-    is_observation = name == "state"
-    array = (episode.observations[name] if is_observation else getattr(episode, name)).copy()
-    array[step] = value
-    return replace(episode, **({"observations": {name: array}} if is_observation else {name: array}))
-
-
-def codes(tmp_path, *episodes):
-    return [(finding.severity, finding.code) for finding in check_dataset(make_dataset(tmp_path, episodes))]
-
-
-def test_sound_data_has_no_findings(tmp_path):
-    dataset = make_dataset(tmp_path, [make_episode(seed=0), make_episode(seed=1, success=False, final=False)])
-    assert check_dataset(dataset) == []
+def test_a_sound_log_passes():
+    assert check_dataset(sound_log()) == []
     raise_on_errors([])
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "code", "message"),
-    [
-        ("state", np.nan, "not-finite", "main_data.hdf5:episode_7 observations/state step 2 is NaN or infinite"),
-        ("actions", np.inf, "not-finite", "episode_7 actions step 2 is NaN or infinite"),
-        ("rewards", np.nan, "not-finite", "episode_7 rewards step 2 is NaN or infinite"),
-        (
-            "actions",
-            1.5,
-            "action-limits",
-            r"episode_7 actions step 2 lies outside the limits \[-1, -1\] to \[1, 1\] \(data:",
-        ),
-    ],
-)
-def test_errors_name_the_place(tmp_path, name, value, code, message):
-    dataset = make_dataset(tmp_path, [make_episode(5, seed=1), spoil(make_episode(5, seed=7), name, 2, value)])
-    findings = check_dataset(dataset)
-    assert code in [finding.code for finding in findings if finding.severity == "error"]
-    with pytest.raises(DatasetError, match=message):
-        raise_on_errors(findings)
+def test_images_and_text_pass_every_check_and_no_image_is_decoded():
+    episodes = [
+        with_rows(
+            each,
+            camera=StoredFrames([bytes([row]) for row in range(each.num_steps + 1)]),
+            instruction=np.full(each.num_steps + 1, "pick up the cube"),
+        )
+        for each in sound_log().episodes
+    ]
+    assert check_dataset(log_of(*episodes, extra=(CAMERA, INSTRUCTION))) == []
 
 
-def test_many_places_are_one_finding(tmp_path):
-    episodes = [spoil(make_episode(5, seed=seed), "rewards", slice(None), np.nan) for seed in range(3)]
-    findings = check_dataset(make_dataset(tmp_path, episodes))
-    assert ["(and 14 more places)" in finding.message for finding in findings] == [True]
+def test_empty_episodes_are_left_out_of_the_other_checks():
+    found = find(log_of(make_episode(), make_episode(0, seed=7)))
+    assert list(found) == ["empty-episode"]
+    assert found["empty-episode"].message == "main_data.hdf5:episode_7 has no steps"
+    assert list(find(log_of(make_episode(0, seed=7)))) == ["empty-episode"]
 
 
-def test_rounding_at_the_limits_is_no_error(tmp_path):
-    assert codes(tmp_path, spoil(make_episode(), "actions", 1, np.float32(1 + 1e-6))) == []
+def test_episodes_of_wrong_lengths_are_left_out_of_the_other_checks():
+    broken = edited(replace(make_episode(3, seed=4), rewards=np.ones(2)), "state", 0, np.nan)
+    found = find(log_of(make_episode(), broken))
+    assert list(found) == ["wrong-length"]
+    assert found["wrong-length"].message == ("main_data.hdf5:episode_4: rewards must have 3 rows for 3 actions, got 2")
+    assert found["wrong-length"].severity == "error"
 
 
-def test_empty_episode(tmp_path):
-    assert codes(tmp_path, make_episode(), make_episode(0, seed=1)) == [("error", "empty-episode")]
-
-
-def test_wrong_lengths(tmp_path):
-    broken = replace(make_episode(3, seed=4), rewards=np.ones(2))
-    findings = check_dataset(make_dataset(tmp_path, [broken]))
-    assert [finding.code for finding in findings] == ["wrong-length"]
-    assert "main_data.hdf5:episode_4: rewards must have 3 rows for 3 actions, got 2" in findings[0].message
-
-
-def test_no_reward_at_all(tmp_path):
-    assert codes(tmp_path, make_episode(success=False)) == [("error", "no-reward")]
-
-
-def test_constant_observation_is_a_warning_with_the_element_name(tmp_path):
-    episodes = [make_episode(seed=seed) for seed in range(2)]
-    for episode in episodes:
-        episode.observations["state"][:, 1] = 4.0
-    findings = check_dataset(make_dataset(tmp_path, episodes))
-    assert [(finding.severity, finding.code) for finding in findings] == [("warning", "constant-observation")]
-    assert "observations/state never changes in state[1];" in findings[0].message
-    raise_on_errors(findings)
-
-
-def test_duplicates_are_a_warning_that_names_both(tmp_path):
-    twin = replace(make_episode(seed=3), source="main_data.hdf5:episode_9")
-    findings = check_dataset(make_dataset(tmp_path, [make_episode(seed=3), twin]))
-    assert [(finding.severity, finding.code) for finding in findings] == [("warning", "duplicate-episode")]
-    assert "episode_9 equals main_data.hdf5:episode_3" in findings[0].message
-
-
-def test_errors_come_first(tmp_path):
-    episode = make_episode(success=False)
-    assert codes(tmp_path, episode, replace(episode, seed=1)) == [
+def test_errors_come_first_and_block_with_reason_and_advice():
+    failure = make_episode(success=False)
+    findings = check_dataset(log_of(failure, failure))
+    assert [(each.severity, each.code) for each in findings] == [
         ("error", "no-reward"),
         ("warning", "duplicate-episode"),
     ]
+    with pytest.raises(DatasetError) as error:
+        raise_on_errors(findings)
+    assert str(error.value) == (
+        "no-reward: log: rewards are zero at every step of all 2 episodes: every action looks as good as any other, so "
+        "there is nothing to learn from; add successful episodes, or label the rewards"
+    )
+
+
+def test_all_errors_are_told_at_once():
+    log = log_of(edited(make_episode(success=False), "actions", 1, 2.0))
+    with pytest.raises(DatasetError, match=r"^action-limits: main_data.*\nno-reward: log"):
+        raise_on_errors(check_dataset(log))
+
+
+def test_warnings_do_not_block():
+    findings = check_dataset(log_of(make_episode(), make_episode()))
+    assert [each.code for each in findings] == ["duplicate-episode"]
+    raise_on_errors(findings)
+
+
+def test_an_allowed_error_does_not_block_and_the_others_do():
+    findings = check_dataset(log_of(edited(make_episode(success=False), "actions", 1, 2.0)))
+    raise_on_errors(findings, allow=("no-reward", "action-limits"))
+    with pytest.raises(DatasetError, match=r"^action-limits"):
+        raise_on_errors(findings, allow=["no-reward"])
+
+
+@pytest.mark.parametrize("code", ["no-rewards", "idle"])
+def test_only_codes_that_block_can_be_allowed(code):
+    match = rf"allow \({code}\) must name codes that block training: empty-episode, .*, no-reward"
+    with pytest.raises(DatasetError, match=match):
+        raise_on_errors([], allow=(code, "no-reward"))
+
+
+def test_every_code_of_the_table_belongs_to_a_check_and_the_other_way_round():
+    folder = Path(qtransformer_datasets.__file__).parent
+    sources = "".join(file.read_text() for file in folder.glob("check*.py"))
+    assert set(re.findall(r'finding\(\s*"([\w-]+)"', sources)) == set(CODES)
+    assert set(BLOCKING) < set(CODES)
+
+
+def test_places_are_kept_and_counted():
+    places = places_of([f"p{index}" for index in range(1200)])
+    assert places.first == ("p0", "p1", "p2", "p3", "p4")
+    assert str(places) == "p0 (and 1,199 more places)"
+    assert str(places_of(["p0", "p1"])) == "p0 (and 1 more place)"
+    assert str(places_of(["p0"])) == "p0"
+    made = finding("idle", "it waits", "why", "do", places)
+    assert (made.severity, made.count, made.sentence) == ("warning", 1200, "it waits: why; do")

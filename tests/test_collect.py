@@ -6,7 +6,8 @@ import pytest
 from dataset_fixtures import POINT_ID, SILENT_ID, PointEnv
 
 from qtransformer_datasets import collect as collect_module
-from qtransformer_datasets.collect import CollectConfig, collect, describe_environment, flatten
+from qtransformer_datasets.collect import CollectConfig, collect
+from qtransformer_datasets.environment import describe_environment
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.schema import DatasetError
 
@@ -26,7 +27,7 @@ def test_the_dataset_does_not_depend_on_the_number_of_workers(tmp_path):
 def test_episode_i_is_that_of_seed_plus_i_and_seeds_differ(tmp_path):
     first = collect(make_config(episodes=2), tmp_path / "a")
     second = collect(make_config(episodes=2, seed=1), tmp_path / "b")
-    start = [episode.observations["state"][0, 0] for episode in (*first.episodes, *second.episodes)]
+    start = [episode.observations["state"][:][0, 0] for episode in (*first.episodes, *second.episodes)]
     assert start[1] == start[2]
     assert start[0] != start[1]
     assert first.episodes[1].seed == second.episodes[0].seed == 1
@@ -35,7 +36,7 @@ def test_episode_i_is_that_of_seed_plus_i_and_seeds_differ(tmp_path):
 def test_logged_actions_are_the_executed_ones(tmp_path):
     dataset = collect(make_config(random_action_probability=0.5), tmp_path / "run")
     for episode in dataset.episodes:
-        positions = episode.observations["state"][:, 0]
+        positions = episode.observations["state"][:][:, 0]
         np.testing.assert_allclose(np.diff(positions), 0.5 * episode.actions[:, 0], atol=1e-6)
         assert np.abs(episode.actions).max() <= 1
 
@@ -69,12 +70,6 @@ def test_names_are_derived_where_the_environment_has_none():
     assert (spec.actions.low, spec.actions.elements, spec.control_hz) == ((-2.0,), ("action[0]",), 30.0)
 
 
-def test_flatten_joins_nested_keys():
-    flat = flatten({"robot": {"arm": np.zeros(2), "grip": 1.0}, "cube": np.ones(3)})
-    assert {key: value.shape for key, value in flat.items()} == {"robot/arm": (2,), "robot/grip": (1,), "cube": (3,)}
-    assert list(flatten(np.zeros(2))) == ["state"]
-
-
 def test_an_interrupt_keeps_the_finished_episodes(tmp_path, monkeypatch):
     run_episode = collect_module.run_episode
 
@@ -87,6 +82,27 @@ def test_an_interrupt_keeps_the_finished_episodes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         collect(make_config(), tmp_path / "run")
     assert open_dataset(tmp_path / "run").num_episodes == 3
+
+
+def test_a_recording_that_broke_off_goes_on_to_the_same_dataset(tmp_path, capsys):
+    whole = collect(make_config(), tmp_path / "whole")
+    collect(make_config(episodes=2), tmp_path / "run")
+    torn = tmp_path / "run" / "data" / ".main_data.hdf5.tmp"
+    torn.write_bytes(b"half")
+    capsys.readouterr()
+    finished = collect(make_config(append=True), tmp_path / "run")
+    assert finished.fingerprint == whole.fingerprint
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "the recording was interrupted: its 2 finished episodes are kept"
+    assert (lines[2].split(",")[0], len(lines)) == ("recorded 3/6 episodes", 2 + 4)
+    assert collect(make_config(append=True), tmp_path / "run").fingerprint == whole.fingerprint  # nothing is left to do
+
+
+def test_a_recording_of_other_settings_is_not_gone_on_with(tmp_path):
+    before = collect(make_config(episodes=2), tmp_path / "run")
+    with pytest.raises(DatasetError, match=r"run was recorded with another collect, \{'seed': 0, .*, got \{'seed': 9"):
+        collect(make_config(seed=9, append=True), tmp_path / "run")
+    assert open_dataset(tmp_path / "run").fingerprint == before.fingerprint
 
 
 def test_plain_progress_lines_off_a_terminal(tmp_path, capsys):
@@ -119,8 +135,7 @@ def test_mistakes_are_explained_and_leave_nothing_behind(tmp_path, changes, mess
     [
         ("action_space", gymnasium.spaces.Discrete(3), r"action_space must be a bounded Box of shape \(A,\)"),
         ("action_space", gymnasium.spaces.Box(-np.inf, 1, (2,)), "action_space must be a bounded Box"),
-        ("observation_space", gymnasium.spaces.Text(5), "observation state must be a Box of numbers, got Text"),
-        ("observation_space", gymnasium.spaces.Box(0, 255, (64, 64, 3), np.uint8), "must be a Box of numbers"),
+        ("observation_space", gymnasium.spaces.Discrete(5), "observation state must be a Box or a Text, got Discrete"),
         ("action_elements", (("only", "m"),), "must name 2 values, got 1; correct the environment"),
     ],
 )

@@ -43,7 +43,7 @@ def test_an_episode_that_terminated_is_taken_as_it_is():
     episode = make_episode(3, success=True)
     made = runner.episode_arrays(episode, ["state"])
     assert made["terminated"] is True
-    assert made["observations"].tolist() == episode.observations["state"][:3].tolist()
+    assert made["observations"].tolist() == np.asarray(episode.observations["state"][:3]).tolist()
     assert made["actions"].tolist() == episode.actions.tolist()
     assert made["rewards"].tolist() == [[0], [0], [1]]
 
@@ -52,7 +52,7 @@ def test_the_final_observation_of_a_truncated_episode_becomes_a_step():
     episode = make_episode(3, success=False)
     made = runner.episode_arrays(episode, ["state"])
     assert made["terminated"] is False
-    assert made["observations"].tolist() == episode.observations["state"].tolist()
+    assert made["observations"].tolist() == np.asarray(episode.observations["state"]).tolist()
     assert made["actions"][:3].tolist() == episode.actions.tolist()
     assert made["actions"][3].tolist() == [0, 0]
     assert made["rewards"].shape == (4, 1)
@@ -182,7 +182,7 @@ def test_the_others_keep_their_learning_rate(fake: FakeD3rlpy, log: Path, tmp_pa
 
 def test_observations_are_standardised_by_the_log(fake: FakeD3rlpy, tmp_path: Path):
     dataset = make_dataset(tmp_path, [make_episode(3, seed=seed) for seed in (0, 1)])
-    rows = np.concatenate([episode.observations["state"] for episode in dataset.episodes])
+    rows = np.concatenate([np.asarray(episode.observations["state"]) for episode in dataset.episodes])
     scaler = runner.scalers(fake, dataset)["observation_scaler"]
     np.testing.assert_allclose(scaler["mean"], rows.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(scaler["std"], rows.std(axis=0), rtol=1e-5)

@@ -251,7 +251,7 @@ def test_mistakes_are_one_line_and_leave_no_page(folder, tmp_path, capsys):
     for arguments, message in (
         ([tmp_path], "holds no checkpoint; give the --out folder of a training run"),
         ([folder / "ours", "--episode", 9], "episode (9) must be in 0 .. 3"),
-        ([folder / "ours", "--dataset", tmp_path / "missing"], "does not exist; check the path"),
+        ([folder / "ours", "--dataset", tmp_path / "missing"], "does not exist, nor is it"),
         ([folder / "ours", "--out", tmp_path / "file" / "page.html"], "page.html: cannot be written ("),
         ([folder / "ours", "--out", tmp_path], "cannot be written (Is a directory); choose another file"),
     ):

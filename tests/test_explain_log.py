@@ -77,7 +77,7 @@ def test_q_of_the_logged_action_is_that_of_the_step_alone(tmp_path):
     tokens = run.policy.tokenizer.encode(torch.from_numpy(episode.actions))
     for step in range(episode.num_steps):
         first = max(0, step - 2)
-        frames = {"state": torch.from_numpy(episode.observations["state"][None, first : step + 1])}
+        frames = {"state": torch.from_numpy(np.asarray(episode.observations["state"])[None, first : step + 1])}
         with torch.no_grad():
             outputs = run.policy.model(frames, tokens[None, first : step + 1])
         expected = outputs.q_values[0, -1, -1, tokens[step, -1]].item()

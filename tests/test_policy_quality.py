@@ -69,7 +69,7 @@ def test_the_flags_are_those_of_our_command(method: str, expected: tuple):
     arguments = ["train", "--dataset", "log", "--out", "run", *quality.own_flags(method, 100)]
     config = tyro.cli(_commands(arguments), args=arguments)
     assert isinstance(config, TrainConfig)
-    assert (config.preset, config.algorithm, config.only_successful, config.steps) == expected
+    assert (config.preset, config.algorithm, config.data.only_successful, config.steps) == expected
     assert (config.tokens.num_bins, config.model.window) == ((256, 6) if method == "paper" else (32, 2))
 
 

@@ -3,10 +3,9 @@
 from dataclasses import replace
 
 import numpy as np
-import pytest
 from dataset_fixtures import make_dataset, make_episode, make_spec
 
-from qtransformer_datasets.schema import DatasetError, fingerprint
+from qtransformer_datasets.schema import fingerprint
 
 
 def test_a_sound_episode_has_no_length_problems():
@@ -26,16 +25,6 @@ def test_counts_and_success_rate_leave_out_unknown_success(tmp_path):
     dataset = make_dataset(tmp_path, episodes)
     assert (dataset.num_episodes, dataset.num_steps, dataset.success_rate) == (3, 10, 0.5)
     assert make_dataset(tmp_path, episodes[2:]).success_rate is None
-
-
-def test_only_successful_keeps_order_and_changes_the_fingerprint(tmp_path):
-    episodes = [make_episode(seed=0), make_episode(seed=1, success=False), make_episode(seed=2)]
-    dataset = make_dataset(tmp_path, episodes)
-    filtered = dataset.only_successful()
-    assert [episode.seed for episode in filtered.episodes] == [0, 2]
-    assert filtered.fingerprint != dataset.fingerprint
-    with pytest.raises(DatasetError, match="none of 1 episodes succeeded"):
-        make_dataset(tmp_path, episodes[1:2]).only_successful()
 
 
 def test_fingerprint_depends_on_content_and_order_alone():

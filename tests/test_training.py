@@ -82,7 +82,7 @@ def test_what_a_run_leaves_behind(whole, log):
 def test_the_checkpoint_holds_what_evaluation_and_export_need(whole, log):
     info = load_checkpoint(whole).info
     assert info["spec"]["environment_id"] == "test/Point-v0"
-    assert set(info["statistics"]["state"]) == {"mean", "std", "min", "max"}
+    assert {"mean", "std", "min", "max"} < set(info["statistics"]["state"])
     assert info["dataset"]["path"] == str(log)
     assert info["dataset"]["episodes"] == 4
     assert len(info["dataset"]["fingerprint"]) == 64

@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from dataset_fixtures import make_dataset, make_episode
+from loading_fixtures import make_frames, open_images
 
+from qtransformer_datasets.frames import Frames
 from qtransformer_datasets.schema import DatasetError
-from qtransformer_datasets.windows import SegmentSampler
+from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
 
 def counting_episode(first, num_steps, *, final=True, success=True):
@@ -78,7 +80,7 @@ def test_shapes_and_types_of_the_contract(tmp_path):
 
 def test_float64_observations_become_float32(tmp_path):
     episode = make_episode()
-    double = replace(episode, observations={"state": episode.observations["state"].astype(np.float64)})
+    double = replace(episode, observations={"state": np.asarray(episode.observations["state"], np.float64)})
     assert make_sampler(tmp_path, [double]).sample().observations["state"].dtype == np.float32
 
 
@@ -97,10 +99,119 @@ def test_a_resumed_sampler_continues_the_draws(tmp_path):
     for _ in range(3):
         uninterrupted.sample()
         first.sample()
-    resumed = make_sampler(tmp_path, episodes, seed=99)
+    resumed = make_sampler(tmp_path, episodes)
     resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
     for _ in range(3):
         np.testing.assert_array_equal(uninterrupted.sample().actions, resumed.sample().actions)
+
+
+def test_a_state_of_the_older_rule_is_refused(tmp_path):
+    sampler = make_sampler(tmp_path, [make_episode()])
+    state = {
+        "generator": np.random.default_rng(0).bit_generator.state,
+        "fingerprint": sampler.state_dict()["fingerprint"],
+    }
+    with pytest.raises(DatasetError, match="state of the draws must be a step, got a generator of an older version"):
+        sampler.load_state_dict(state)
+
+
+def same(one, other):
+    np.testing.assert_equal(vars(one), vars(other))
+    return True
+
+
+def test_a_batch_is_a_function_of_its_number(tmp_path):
+    episodes = [make_episode(9, seed=seed) for seed in range(5)]
+    sampler, other = make_sampler(tmp_path, episodes), make_sampler(tmp_path, episodes)
+    batches = [sampler.sample() for _ in range(4)]
+    assert sampler.state_dict()["step"] == 4
+    assert all(same(other.batch(number), batches[number]) for number in (3, 0, 2, 1, 3))
+    assert other.state_dict()["step"] == 0
+    assert not np.array_equal(batches[0].actions, make_sampler(tmp_path, episodes, seed=1).batch(0).actions)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_ranks_share_the_batch_that_one_alone_would_have(tmp_path, world_size):
+    episodes = [make_episode(9, seed=seed) for seed in range(5)]
+    options = [LoadingOptions(rank=rank, world_size=world_size) for rank in range(world_size)]
+    shares = [make_sampler(tmp_path, episodes, options=each).batch(7) for each in options]
+    whole = make_sampler(tmp_path, episodes).batch(7)
+    assert len(shares[0].actions) == 4 // world_size
+    np.testing.assert_array_equal(np.concatenate([each.actions for each in shares]), whole.actions)
+
+
+def test_the_balance_decides_what_is_drawn(tmp_path):
+    episodes = [counting_episode(10, 2), counting_episode(100, 98, success=False)]
+    shares = {
+        name: make_sampler(tmp_path, episodes, batch_size=4000, options=LoadingOptions(balance=name))
+        .sample()
+        .is_success
+        for name in ("steps", "success", "return")
+    }
+    np.testing.assert_allclose(shares["steps"].mean(), 0.02, atol=0.01)
+    np.testing.assert_allclose(shares["success"].mean(), 0.5, atol=0.04)
+    np.testing.assert_allclose(shares["return"].mean(), 2 * 3 / (2 * 3 + 98), atol=0.02)
+
+
+def test_texts_become_numbers_of_sorted_strings(tmp_path):
+    rows = (["push", "push", "lift the red cube"], ["åka", "lift the red cube"])
+    episodes = [replace(make_episode(len(texts) - 1), observations={"instruction": np.array(texts)}) for texts in rows]
+    sampler = make_sampler(tmp_path, episodes)
+    assert sampler.texts == {"instruction": ["lift the red cube", "push", "åka"]}
+    numbers = sampler.segments(np.array([0, 1, 2])).observations["instruction"]
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0]]
+
+
+def test_types_that_differ_between_episodes_meet(tmp_path):
+    whole = replace(make_episode(2), observations={"state": np.arange(6).reshape(3, 2)})
+    parts = replace(make_episode(2), observations={"state": np.full((3, 2), 0.5)})
+    states = make_sampler(tmp_path, [whole, parts]).segments(np.array([0, 2])).observations["state"]
+    assert (states.dtype, states[0, 2].tolist(), states[1, 0].tolist()) == (np.float32, [4, 5], [0.5, 0.5])
+    assert make_sampler(tmp_path, [whole]).sample().observations["state"].dtype == np.int64
+
+
+@pytest.mark.parametrize("final", [True, False])
+@pytest.mark.parametrize("encoding", ["raw", "png"])
+@pytest.mark.parametrize("storage", ["auto", "memory", "mapped", "file"])
+def test_images_go_the_way_of_numbers(tmp_path, storage, encoding, final):
+    lengths = (5, 1, 7)
+    dataset = open_images(tmp_path / "log", lengths=lengths, encoding=encoding, final=final)
+    assert isinstance(dataset.episodes[0].observations["camera"], Frames)
+    sampler = SegmentSampler(
+        dataset, segment_length=3, batch_size=4, discount=0.5, seed=0, options=LoadingOptions(storage=storage)
+    )
+    assert sampler.has_images
+    batch = sampler.segments(np.arange(13))
+    assert batch.observations["camera"].dtype == np.uint8
+    start = 0
+    for index, length in enumerate(lengths):
+        frames, last = make_frames(length + final, index), length - 1 + final
+        for first in range(length):
+            wanted = np.minimum(first + np.arange(4), last)
+            np.testing.assert_array_equal(batch.observations["camera"][start], frames[wanted])
+            np.testing.assert_array_equal(batch.observations["state"][start, :, 0], 2 * wanted + 100 * index)
+            start += 1
+
+
+def test_memory_is_limited_and_counted(tmp_path):
+    # 301 rows of 2 float32; a step of 2 + 1 + 1 float32 and 2 bool, and the 8 bytes of its episode's number
+    episodes, copied = [make_episode(300)], 301 * 8 + 300 * (18 + 8)
+    held = 301 * 8 + 300 * 8
+    make_sampler(tmp_path, episodes, options=LoadingOptions(memory_limit=held + copied))
+    with pytest.raises(DatasetError, match=r"numbers need 15 kB of memory \(4.81 kB as read, 10.2 kB for training\)"):
+        make_sampler(tmp_path, episodes, options=LoadingOptions(memory_limit=held + copied - 1))
+
+
+def test_images_take_what_numbers_leave(tmp_path, capsys):
+    dataset = open_images(tmp_path / "log")
+    limits = []
+    for limit in (100_000, 4_000):
+        SegmentSampler(
+            dataset, segment_length=2, batch_size=1, discount=0.5, seed=0, options=LoadingOptions(memory_limit=limit)
+        )
+        limits.append("in memory" in capsys.readouterr().err)
+    assert limits == [True, False]
 
 
 def test_resuming_on_other_data_is_refused(tmp_path):
@@ -115,6 +226,11 @@ def test_resuming_on_other_data_is_refused(tmp_path):
         ({"segment_length": 0}, r"segment_length \(0\) must be at least 1"),
         ({"batch_size": 0}, r"batch_size \(0\) must be at least 1"),
         ({"discount": 1.5}, r"discount \(1.5\) must be in \[0, 1\]"),
+        ({"seed": -1}, r"seed \(-1\) must be in \[0, 2\^64\)"),
+        ({"options": LoadingOptions(world_size=0)}, r"world_size \(0\) must be at least 1"),
+        ({"options": LoadingOptions(rank=2, world_size=2)}, r"rank \(2\) must be in \[0, 2\)"),
+        ({"options": LoadingOptions(rank=-1)}, r"rank \(-1\) must be in \[0, 1\)"),
+        ({"options": LoadingOptions(world_size=3)}, r"batch_size \(4\) must be a multiple of the world size 3"),
     ],
 )
 def test_bad_settings(tmp_path, setting, message):

@@ -1,156 +1,109 @@
-"""Finding what would spoil training before it starts: each check is a small function over the whole dataset.
+"""Finding what would spoil training before it starts: each check is a small function over all steps.
 
-Special about this file: a finding names the first place (file, episode, key, step) and counts the rest, so a broken
+Special about this file: a finding names the first places (file, episode, key, step) and counts the rest, so a broken
 sensor is one line and not thousands. An error makes training senseless; a warning is for the user to judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
-from .schema import DatasetError, Episode, EpisodeDataset, fingerprint
+from . import checks_episodes, checks_images, checks_numbers, checks_parts
+from .finding import BLOCKING, Finding, finding, places_of
+from .schema import DatasetError, EpisodeDataset
+from .steps import Steps, sound_steps
 
-LIMIT_TOLERANCE = 1e-5  # of a dimension's range: float32 rounding, no more
+__all__ = ["BLOCKING", "Finding", "check_dataset", "check_environment", "check_split", "raise_on_errors"]
 
+Limits: TypeAlias = np.ndarray | Sequence[float]
 
-@dataclass(frozen=True)
-class Finding:
-    """One kind of problem, with the first place where it occurs."""
-
-    severity: Literal["error", "warning"]
-    code: str
-    message: str
-
-
-def check_dataset(dataset: EpisodeDataset) -> list[Finding]:
-    """Returns all problems found, errors first; empty for a sound dataset."""
-    findings = [finding for check in _CHECKS for finding in check(dataset)]
-    return sorted(findings, key=lambda finding: finding.severity)
-
-
-def raise_on_errors(findings: Iterable[Finding]) -> None:
-    """Raises the errors among the findings as one.
-
-    Raises:
-        DatasetError: there is at least one error; the message holds all of them.
-    """
-    errors = [f"{finding.code}: {finding.message}" for finding in findings if finding.severity == "error"]
-    if errors:
-        raise DatasetError("\n".join(errors))
-
-
-def _check_empty(dataset: EpisodeDataset) -> Iterator[Finding]:
-    places = [episode.source for episode in dataset.episodes if not episode.num_steps]
-    if places:
-        yield Finding("error", "empty-episode", f"{_first(places)} has no steps; remove it or record it again")
-
-
-def _check_lengths(dataset: EpisodeDataset) -> Iterator[Finding]:
-    places = [f"{episode.source}: {text}" for episode in dataset.episodes for text in episode.length_problems()]
-    if places:
-        yield Finding(
-            "error", "wrong-length", f"{_first(places)}; the steps cannot be matched: record or convert it again"
-        )
-
-
-def _check_finite(dataset: EpisodeDataset) -> Iterator[Finding]:
-    keys = [f"observations/{each.name}" for each in dataset.spec.observations]
-    for key in [*keys, "actions", "rewards"]:
-        places = _places(dataset, key, lambda rows: ~np.isfinite(rows))
-        if places:
-            message = (
-                f"{_first(places)} is NaN or infinite, and one such number destroys the network; drop these episodes"
-            )
-            yield Finding("error", "not-finite", message)
-
-
-def _check_limits(dataset: EpisodeDataset) -> Iterator[Finding]:
-    low, high = np.array(dataset.spec.actions.low), np.array(dataset.spec.actions.high)
-    slack = LIMIT_TOLERANCE * (high - low)
-    places = _places(dataset, "actions", lambda rows: (rows < low - slack) | (rows > high + slack))
-    if places:
-        actions = np.concatenate([episode.actions for episode in dataset.episodes])
-        reach = f"{_brief(np.nanmin(actions, axis=0))} to {_brief(np.nanmax(actions, axis=0))}"
-        message = (
-            f"{_first(places)} lies outside the limits {_brief(low)} to {_brief(high)} (data: {reach}), so the "
-            "environment executed something else; log executed actions, or correct the limits"
-        )
-        yield Finding("error", "action-limits", message)
-
-
-def _check_rewards(dataset: EpisodeDataset) -> Iterator[Finding]:
-    if not any(np.any(episode.rewards) for episode in dataset.episodes):
-        message = (
-            f"{dataset.path}: rewards are zero at every step of all {dataset.num_episodes} episodes, so there is "
-            "nothing to learn from; add successful episodes or label the rewards"
-        )
-        yield Finding("error", "no-reward", message)
-
-
-def _check_constants(dataset: EpisodeDataset) -> Iterator[Finding]:
-    for each in dataset.spec.observations:
-        rows = [episode.observations[each.name].reshape(-1, int(np.prod(each.shape))) for episode in dataset.episodes]
-        low, high = (
-            reduce([reduce(array, axis=0) for array in rows if len(array)], axis=0) for reduce in (np.min, np.max)
-        )
-        names = [_element(each.elements, index) for index in np.flatnonzero(low == high).tolist()]
-        if names:
-            message = (
-                f"{dataset.path}: observations/{each.name} never changes in {', '.join(names)}; "
-                "harmless if meant so, else look for a dead sensor"
-            )
-            yield Finding("warning", "constant-observation", message)
-
-
-def _check_duplicates(dataset: EpisodeDataset) -> Iterator[Finding]:
-    seen: dict[str, Episode] = {}
-    places = []
-    for episode in dataset.episodes:
-        twin = seen.setdefault(fingerprint(dataset.spec, (episode,)), episode)
-        if twin is not episode:
-            places.append(f"{episode.source} equals {twin.source}")
-    if places:
-        message = f"{_first(places)}; copies weigh double and spoil a held-out set: remove them"
-        yield Finding("warning", "duplicate-episode", message)
-
-
-_CHECKS: tuple[Callable[[EpisodeDataset], Iterator[Finding]], ...] = (
-    _check_empty,
-    _check_lengths,
-    _check_finite,
-    _check_limits,
-    _check_rewards,
-    _check_constants,
-    _check_duplicates,
+_CHECKS: tuple[Callable[[Steps], Iterator[Finding]], ...] = (
+    checks_numbers.check_finite,
+    checks_numbers.check_action_limits,
+    checks_numbers.check_rewards,
+    checks_episodes.check_early_end,
+    checks_episodes.check_time_limits,
+    checks_episodes.check_reward_shift,
+    checks_episodes.check_final_observations,
+    checks_episodes.check_tail,
+    checks_parts.check_duplicates,
+    checks_parts.check_shard_drift,
+    checks_parts.check_units,
+    checks_images.check_frozen,
+    checks_numbers.check_idle,
+    checks_numbers.check_constants,
 )
 
 
-def _places(dataset: EpisodeDataset, key: str, is_bad: Callable[[np.ndarray], np.ndarray]) -> list[str]:
-    """Returns "file:episode key step k" for every step with a bad value in the array named by `key`."""
-    places = []
-    for episode in dataset.episodes:
-        bad = is_bad(_array(episode, key))
-        steps = np.flatnonzero(bad.reshape(len(bad), -1).any(axis=1)) if bad.size else []
-        places += [f"{episode.source} {key} step {step}" for step in steps]
-    return places
+def check_dataset(dataset: EpisodeDataset) -> list[Finding]:
+    """Returns all problems found, errors first; empty for a sound dataset.
+
+    Episodes without steps or with arrays of contradicting lengths are reported, and left out of every other check.
+
+    Raises:
+        DatasetError: an image cannot be read from its file.
+    """
+    findings = list(_check_shape(dataset))
+    steps = sound_steps(dataset)
+    if len(steps):
+        with np.errstate(all="ignore"):  # a NaN is reported by its own check
+            findings += [each for check in _CHECKS for each in check(steps)]
+    return sorted(findings, key=lambda each: each.severity)
 
 
-def _array(episode: Episode, key: str) -> np.ndarray:
-    folder, _, name = key.partition("/")
-    return episode.observations[name] if folder == "observations" else getattr(episode, key)
+def check_environment(dataset: EpisodeDataset, low: Limits, high: Limits) -> list[Finding]:
+    """Returns what contradicts the action limits of the environment in which the policy will act.
+
+    Args:
+        dataset: the log.
+        low: least action of the environment, dimension by dimension.
+        high: greatest action.
+    """
+    steps = sound_steps(dataset)
+    limits = np.asarray(low, np.float64), np.asarray(high, np.float64)
+    return list(checks_numbers.check_environment_limits(steps, *limits)) if len(steps) else []
 
 
-def _first(places: list[str]) -> str:
-    return places[0] + (f" (and {len(places) - 1} more places)" if len(places) > 1 else "")
+def check_split(train: EpisodeDataset, held_out: EpisodeDataset) -> list[Finding]:
+    """Returns what makes the held-out episodes no test of the others."""
+    return list(checks_parts.check_overlap(train, held_out))
 
 
-def _element(elements: tuple[str, ...], index: int) -> str:
-    return elements[index] if elements else f"[{index}]"
+def raise_on_errors(findings: Iterable[Finding], allow: Collection[str] = ()) -> None:
+    """Raises the errors among the findings as one, save those whose code is allowed.
+
+    Raises:
+        DatasetError: there is at least one error; the message holds all of them. Or an allowed code blocks nothing.
+    """
+    unknown = [code for code in allow if code not in BLOCKING]
+    if unknown:
+        raise DatasetError(f"allow ({', '.join(unknown)}) must name codes that block training: {', '.join(BLOCKING)}")
+    errors = [each for each in findings if each.severity == "error" and each.code not in allow]
+    if errors:
+        raise DatasetError("\n".join(f"{each.code}: {each.sentence}" for each in errors))
 
 
-def _brief(values: np.ndarray) -> str:
-    return "[" + ", ".join(f"{value:.4g}" for value in values) + "]"
+def _check_shape(dataset: EpisodeDataset) -> Iterator[Finding]:
+    empty = [episode.source for episode in dataset.episodes if not episode.num_steps]
+    if empty:
+        places = places_of(empty)
+        yield finding(
+            "empty-episode",
+            f"{places} has no steps",
+            "there is nothing to learn from it",
+            "remove it or record it again",
+            places,
+        )
+    wrong = [f"{episode.source}: {text}" for episode in dataset.episodes for text in episode.length_problems()]
+    if wrong:
+        places = places_of(wrong)
+        yield finding(
+            "wrong-length",
+            str(places),
+            "the steps cannot be matched",
+            "record or convert these episodes again",
+            places,
+        )

@@ -1,7 +1,8 @@
 """Recording a scripted expert with realistic mistakes, on several processes.
 
 Special about this file: an episode depends on `seed + i` and its own generator alone, so the dataset is the same for
-any number of workers. Workers only simulate; the parent writes, in order, and an interrupt keeps what is finished.
+any number of workers, and a recording that was killed goes on to the same dataset. Workers only simulate; the parent
+writes, in order, and an interrupt keeps what is finished.
 Skill varies between episodes, as it does between people: each draws how shaky and how absent-minded it is.
 """
 
@@ -23,10 +24,10 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
-
+from .environment import describe_environment, environment_attributes
+from .episode_buffer import EpisodeBuffer
 from .formats import open_dataset
-from .formats.specs import FLAT_KEY, describe_state
+from .minari_writer import ImageStorage
 from .recorder import Recorder
 from .schema import DatasetError, Episode, EpisodeDataset
 
@@ -56,6 +57,10 @@ class CollectConfig:
     """Largest probability per step that a random action starts; each episode draws its own up to this."""
     random_action_hold: int = 10
     """Most steps for which one random action is held."""
+    images: ImageStorage = "raw"
+    """How images are stored: raw is read fastest, jpeg is small and lossy."""
+    append: bool = False
+    """Go on with a recording of the same settings that was killed, or is to become longer."""
 
     def __post_init__(self) -> None:
         for name, is_sound, rule in (
@@ -73,14 +78,17 @@ def collect(config: CollectConfig, path: str | Path) -> EpisodeDataset:
     """Records `config.episodes` episodes into the new directory `path` and returns them as read back from it.
 
     Raises:
-        DatasetError: the environment is unknown, has no expert or unsuitable spaces, or `path` holds something.
+        DatasetError: the environment is unknown, has no expert or unsuitable spaces, or `path` holds something (with
+            `append`: something else than the beginning of this recording).
     """
     environment = make_environment(config)
     spec, attributes = describe_environment(environment), _attributes(config, environment)
     environment.close()
-    with Recorder(path, spec, attributes=attributes) as recorder, _episodes(config) as episodes:
-        for episode in _show_progress(episodes, config.episodes):
-            recorder.record(episode)
+    with Recorder(path, spec, images=config.images, append=config.append, attributes=attributes) as recorder:
+        indices = range(recorder.num_episodes, config.episodes)
+        with _episodes(config, indices) as episodes:
+            for episode in _show_progress(episodes, indices, recorder.notes):
+                recorder.record(episode)
     return open_dataset(path)
 
 
@@ -112,64 +120,23 @@ def make_environment(config: CollectConfig) -> gymnasium.Env:
     return environment
 
 
-def describe_environment(environment: gymnasium.Env) -> DatasetSpec:
-    """Returns the spec of what the environment gives and takes, with names and units where it states them.
-
-    Raises:
-        DatasetError: an observation is no Box of numbers, or the action space no bounded vector.
-    """
-    base, space = environment.unwrapped, environment.action_space
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1 or not space.is_bounded():
-        raise DatasetError(f"action_space must be a bounded Box of shape (A,), got {space}; wrap the environment")
-    names, units = _elements(getattr(base, "action_elements", None), [f"action[{k}]" for k in range(space.shape[0])])
-    low, high = (tuple(np.asarray(limit, np.float64).tolist()) for limit in (space.low, space.high))
-    described = getattr(base, "observation_elements", {})
-    observations = [_describe_box(key, box, described.get(key)) for key, box in _boxes(environment.observation_space)]
-    return DatasetSpec(
-        observations=tuple(sorted(observations, key=lambda each: each.name)),
-        actions=ActionSpec(low, high, names, units),
-        control_hz=_control_hz(base),
-        environment_id=environment.spec.id if environment.spec else None,
-        environment_kwargs=dict(environment.spec.kwargs) if environment.spec else {},
-    )
-
-
 def run_episode(environment: gymnasium.Env, config: CollectConfig, index: int) -> Episode:
     """Returns episode `index`: the expert with noise of this episode's own, drawn skill; actions as executed."""
     generator = np.random.default_rng([config.seed, index])
     seed = config.seed + index
     observation, _ = environment.reset(seed=seed)
+    buffer = EpisodeBuffer(
+        describe_environment(environment), observation, seed=seed, source=f"{config.env_id}:seed_{seed}"
+    )
     expert: Any = getattr(environment.unwrapped, "make_expert")(seed)  # noqa: B009 (Env does not declare it)
     expert.reset()
-    disturb = _Disturbance(config, environment.action_space, generator)
-    observations, actions, steps, success = [flatten(observation)], [], [], False
-    is_over = False
-    while not is_over:
+    disturb, success = _Disturbance(config, environment.action_space, generator), None
+    while not buffer.is_over:
         action = disturb(np.asarray(expert.act(), np.float32))
         observation, reward, terminated, truncated, info = environment.step(action)
-        observations.append(flatten(observation))
-        actions.append(action)
-        steps.append((reward, terminated, truncated and not terminated))
-        success, is_over = info.get("success"), terminated or truncated
-    rewards, terminations, truncations = zip(*steps, strict=True)
-    return Episode(
-        observations={key: np.stack([each[key] for each in observations]) for key in sorted(observations[0])},
-        actions=np.stack(actions),
-        rewards=np.array(rewards, np.float64),
-        terminations=np.array(terminations, bool),
-        truncations=np.array(truncations, bool),
-        success=None if success is None else bool(success),
-        seed=seed,
-        source=f"{config.env_id}:seed_{seed}",
-    )
-
-
-def flatten(observation: Any, prefix: str = "") -> dict[str, np.ndarray]:
-    """Returns the arrays of a (nested) dict observation by "/"-joined key; a bare array is named "state"."""
-    if not isinstance(observation, dict):
-        return {prefix or FLAT_KEY: np.atleast_1d(observation)}
-    parts = [flatten(value, f"{prefix}/{key}" if prefix else key) for key, value in observation.items()]
-    return {key: array for part in parts for key, array in part.items()}
+        buffer.step(action, observation, float(reward), terminated, truncated)
+        success = info.get("success")
+    return buffer.episode(None if success is None else bool(success))
 
 
 class _Disturbance:
@@ -209,70 +176,37 @@ def _run_in_worker(config: CollectConfig, index: int) -> Episode:
 
 
 @contextmanager
-def _episodes(config: CollectConfig) -> Iterator[Iterator[Episode]]:
-    """Gives the episodes in order. Processes are spawned: a fork would share open files and threads."""
-    num_workers = min(config.num_workers, config.episodes)
-    if num_workers == 1:
+def _episodes(config: CollectConfig, indices: range) -> Iterator[Iterator[Episode]]:
+    """Gives the episodes of these indices in order. Processes are spawned: a fork would share files and threads."""
+    num_workers = min(config.num_workers, len(indices))
+    if num_workers <= 1:
         environment = make_environment(config)
-        yield (run_episode(environment, config, index) for index in range(config.episodes))
+        yield (run_episode(environment, config, index) for index in indices)
         environment.close()
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_workers, _start_worker, (config,)) as pool:
-        yield pool.imap(partial(_run_in_worker, config), range(config.episodes))
+        yield pool.imap(partial(_run_in_worker, config), indices)
 
 
-def _show_progress(episodes: Iterator[Episode], total: int) -> Iterator[Episode]:
+def _show_progress(episodes: Iterator[Episode], indices: range, notes: tuple[str, ...]) -> Iterator[Episode]:
     """Passes episodes on, with a progress bar on a terminal and ten plain lines elsewhere."""
-    console, num_successes = Console(), 0
+    console, num_successes, total = Console(), 0, indices.stop
+    for note in notes:
+        console.print(note, highlight=False)
     with Progress(console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("recording", total=total)
-        for count, episode in enumerate(episodes, start=1):
+        task = progress.add_task("recording", total=total, completed=indices.start)
+        for index, episode in zip(indices, episodes, strict=True):
             yield episode
             num_successes += bool(episode.success)
-            text = f"recorded {count}/{total} episodes, success rate {num_successes / count:.0%}"
+            count, share = index + 1, num_successes / (index + 1 - indices.start)
+            text = f"recorded {count}/{total} episodes, success rate {share:.0%}"
             progress.update(task, advance=1, description=text)
-            if progress.disable and count * 10 // total > (count - 1) * 10 // total:
+            if progress.disable and count * 10 // total > index * 10 // total:
                 console.print(text, highlight=False)
 
 
 def _attributes(config: CollectConfig, environment: gymnasium.Env) -> dict[str, Any]:
     noise = {name: getattr(config, name) for name in ("noise_std", "random_action_probability", "random_action_hold")}
     attributes = {"algorithm_name": "scripted expert with noise", "collect": {"seed": config.seed, **noise}}
-    try:
-        return attributes | ({"env_spec": environment.spec.to_json()} if environment.spec else {})
-    except ValueError:  # registered with a class instead of a string: JSON cannot hold it, our own spec has the id
-        return attributes
-
-
-def _boxes(space: gymnasium.Space, key: str = "") -> Iterator[tuple[str, gymnasium.spaces.Box]]:
-    if isinstance(space, gymnasium.spaces.Dict):
-        for name, subspace in space.spaces.items():
-            yield from _boxes(subspace, f"{key}/{name}" if key else name)
-    elif not isinstance(space, gymnasium.spaces.Box) or space.dtype == np.uint8:
-        raise DatasetError(
-            f"observation {key or FLAT_KEY} must be a Box of numbers, got {space}; not supported yet, leave it out"
-        )
-    else:
-        yield key or FLAT_KEY, space
-
-
-def _describe_box(key: str, box: gymnasium.spaces.Box, elements: Any) -> ObservationSpec:
-    shape = box.shape or (1,)
-    names, units = _elements(elements, list(describe_state(key, shape, str(box.dtype)).elements))
-    return ObservationSpec(key, shape, str(box.dtype), "state", names, units)
-
-
-def _elements(elements: Any, fallback: list[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if elements is None:
-        return tuple(fallback), ("",) * len(fallback)
-    if len(elements) != len(fallback):
-        raise DatasetError(
-            f"elements ({elements}) must name {len(fallback)} values, got {len(elements)}; correct the environment"
-        )
-    return tuple(name for name, _ in elements), tuple(unit for _, unit in elements)
-
-
-def _control_hz(base: gymnasium.Env) -> float | None:
-    rate = getattr(base, "control_hz", None) or base.metadata.get("render_fps")
-    return None if rate is None else float(rate)
+    return attributes | environment_attributes(environment)

@@ -29,6 +29,9 @@ class Frames(ABC):
         """Bytes when decoded."""
         return int(np.prod(self.shape))
 
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[0 : len(self)], dtype)
+
     @property
     @abstractmethod
     def encoding(self) -> str:

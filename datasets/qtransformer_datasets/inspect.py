@@ -1,29 +1,43 @@
 """Describing a dataset: first as plain data for programs, then as tables for people.
 
-Special about this file: `describe` computes and `print_description` only lays out, so what is printed and what
-`--json` gives can never differ. Tables fit into 80 columns.
+Special about this file: `describe` computes and `inspect_print` only lays out, so what is printed, what `--json` gives
+and what the page says can never differ. No image is decoded for it. Numbers that are not finite are left out of every
+range (the check reports them), so that the JSON is valid whatever the log holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 from .check import Finding
-from .schema import EpisodeDataset
-from .statistics import statistics
+from .frames import Frames, Rows
+from .inspect_print import print_description
+from .schema import Episode, EpisodeDataset
+from .steps import Steps, sound_steps
+
+__all__ = ["describe", "print_description"]
+
+MAX_ELEMENTS = 128  # of an observation that are listed one by one: more are a picture or a point cloud
+MAX_TEXTS = 20  # most frequent instructions
+_SAMPLED_EPISODES, _SAMPLED_FRAMES = 32, 8  # of each, evenly chosen, to estimate what a stored frame takes
+_COLUMNS = ("min", "q01", "mean", "q99", "max")
 
 
 def describe(dataset: EpisodeDataset, findings: Iterable[Finding]) -> dict[str, Any]:
-    """Returns everything worth knowing of a dataset, fit for JSON: origin, counts, ranges, limits, findings."""
-    spec = dataset.spec
+    """Returns everything worth knowing of a dataset, fit for JSON: origin, rules, counts, ranges, findings.
+
+    Ranges are of the episodes whose arrays fit together; None stands for what is not known.
+
+    Raises:
+        DatasetError: an image cannot be read from its file.
+    """
+    spec, steps = dataset.spec, sound_steps(dataset)
     return {
         "path": str(dataset.path),
         "dialect": dataset.dialect,
@@ -40,86 +54,109 @@ def describe(dataset: EpisodeDataset, findings: Iterable[Finding]) -> dict[str, 
         "success_rate": dataset.success_rate,
         "lengths": _summary([episode.num_steps for episode in dataset.episodes]),
         "returns": _summary([float(episode.rewards.sum()) for episode in dataset.episodes]),
-        "observations": _observations(dataset),
-        "actions": _actions(dataset),
+        "observations": _observations(steps),
+        "actions": _actions(steps),
+        "images": _by_kind(dataset, "image", _image),
+        "text": _by_kind(dataset, "text", _text),
         "findings": [asdict(finding) for finding in findings],
     }
 
 
-def print_description(description: dict[str, Any], console: Console | None = None) -> None:
-    """Prints what `describe` returned as tables."""
-    console = console or Console()
-    console.print(_overview(description))
-    for name, rows in {**description["observations"], "actions": description["actions"]}.items():
-        console.print(_element_table(name, rows))
-    if not description["findings"]:
-        console.print("[green]No problems found.[/]")
-    for finding in description["findings"]:
-        style = "bold red" if finding["severity"] == "error" else "bold yellow"
-        console.print(Text.assemble((f"{finding['severity']} {finding['code']}: ", style), finding["message"]))
+def _summary(values: Sequence[float]) -> dict[str, float | None]:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return {"min": None, "median": None, "max": None}
+    return {"min": float(min(finite)), "median": float(np.median(finite)), "max": float(max(finite))}
 
 
-def _summary(values: list[float]) -> dict[str, float]:
-    return {"min": float(np.min(values)), "median": float(np.median(values)), "max": float(np.max(values))}
+def _observations(steps: Steps) -> dict[str, list[dict[str, Any]]]:
+    units = {each.name: each.units for each in steps.spec.observations}
+    return {key: _rows(rows, steps.names[key], units[key]) for key, rows in steps.states.items()}
 
 
-def _observations(dataset: EpisodeDataset) -> dict[str, list[dict[str, Any]]]:
-    moments = statistics(dataset)
-    return {
-        each.name: _rows(each.elements, each.units, {name: moments[each.name][name] for name in ("min", "mean", "max")})
-        for each in dataset.spec.observations
-    }
+def _actions(steps: Steps) -> list[dict[str, Any]]:
+    spec = steps.spec.actions
+    rows = _rows(steps.actions, steps.names["actions"], spec.units)
+    if len(rows) != spec.num_dimensions:  # so many that they stand in one row
+        return rows
+    limits = zip(rows, spec.low, spec.high, strict=True)
+    return [row | {"low": _finite(low), "high": _finite(high)} for row, low, high in limits]
 
 
-def _actions(dataset: EpisodeDataset) -> list[dict[str, Any]]:
-    actions = np.concatenate([episode.actions for episode in dataset.episodes]).astype(np.float64)
-    spec = dataset.spec.actions
-    columns = {"min": actions.min(axis=0), "mean": actions.mean(axis=0), "max": actions.max(axis=0)}
-    return _rows(spec.elements, spec.units, columns | {"low": np.array(spec.low), "high": np.array(spec.high)})
-
-
-def _rows(names: tuple[str, ...], units: tuple[str, ...], columns: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    flat = {name: np.ravel(values).tolist() for name, values in columns.items()}
-    count = len(flat["min"])
-    names, units = names or tuple(f"[{index}]" for index in range(count)), units or ("",) * count
+def _rows(values: np.ndarray, names: tuple[str, ...], units: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Returns a row of figures for each element; a single one for all where they are too many to list."""
+    if len(names) > MAX_ELEMENTS:
+        return [{"name": f"all {len(names):,} elements", "unit": ""} | _figures(values.reshape(-1))]
+    units = units if len(units) == len(names) else ("",) * len(names)
     return [
-        {"name": names[index], "unit": units[index]} | {name: values[index] for name, values in flat.items()}
-        for index in range(count)
+        {"name": name, "unit": unit} | _figures(column)
+        for name, unit, column in zip(names, units, values.T, strict=True)
     ]
 
 
-def _overview(description: dict[str, Any]) -> Table:
-    table = Table(title="Dataset", show_header=False, title_justify="left")
-    environment, rate = description["environment"], description["success_rate"]
-    hz = f" at {environment['control_hz']:g} Hz" if environment["control_hz"] else ""
-    rows = {
-        "path": description["path"],
-        "format": description["dialect"],
-        "fingerprint": description["fingerprint"][:16],
-        "environment": f"{environment['id'] or 'unknown'}{hz}",
-        "episodes": f"{description['episodes']:,}",
-        "steps": f"{description['steps']:,}",
-        "success rate": "unknown" if rate is None else f"{rate:.1%} ",
-        "length": _spread(description["lengths"]),
-        "return": _spread(description["returns"]),
-        **description["rules"],
-        "note": "; ".join(description["notes"]) or None,
+def _figures(column: np.ndarray) -> dict[str, float | None]:
+    finite = column[np.isfinite(column)].astype(np.float64)
+    if not len(finite):
+        return dict.fromkeys(_COLUMNS)
+    with np.errstate(all="ignore"):  # a mean of the largest numbers there are is none
+        low, high = np.quantile(finite, (0.01, 0.99))
+        figures = (finite.min(), low, finite.mean(), high, finite.max())
+    return {name: _finite(float(figure)) for name, figure in zip(_COLUMNS, figures, strict=True)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _by_kind(dataset: EpisodeDataset, kind: str, describe_key: Callable) -> dict[str, dict[str, Any]]:
+    keys = [each.name for each in dataset.spec.observations if each.kind == kind]
+    return {key: describe_key(dataset.episodes, key) for key in keys}
+
+
+def _image(episodes: Sequence[Episode], key: str) -> dict[str, Any]:
+    """Returns shape, number, encoding and sizes of the images; the stored size is an estimate from a sample."""
+    rows = [episode.observations[key] for episode in episodes]
+    num_frames, shape = sum(len(each) for each in rows), list(rows[0].shape[1:])
+    places = np.unique(np.linspace(0, len(rows) - 1, _SAMPLED_EPISODES).round().astype(int))
+    sampled = [rows[place] for place in places.tolist() if len(rows[place])]
+    encodings = sorted({each.encoding if isinstance(each, Frames) else "raw" for each in sampled})
+    sizes = [size for each in sampled for size in _stored_sizes(each)]
+    is_known = bool(sizes) and set(encodings) <= {"raw", "jpeg", "png"}  # a frame of a video has no size of its own
+    return {
+        "shape": shape,
+        "frames": num_frames,
+        "encoding": ", ".join(encodings),
+        "stored_bytes": round(float(np.mean(sizes)) * num_frames) if is_known else None,
+        "decoded_bytes": num_frames * math.prod(shape),
     }
-    for name, value in rows.items():
-        if value is not None:
-            table.add_row(name, escape(value))
-    return table
 
 
-def _spread(summary: dict[str, float]) -> str:
-    return f"{summary['min']:.4g} to {summary['max']:.4g}, median {summary['median']:.4g}"
+def _stored_sizes(rows: Rows) -> list[int]:
+    if isinstance(rows, Frames):
+        return [len(data) for data in islice(rows.stored_rows(), _SAMPLED_FRAMES)]
+    return [rows[0].nbytes]
 
 
-def _element_table(name: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=escape(name), title_justify="left")
-    for column in rows[0]:
-        is_text = column in ("name", "unit")
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=not is_text)
-    for row in rows:
-        table.add_row(*(escape(value) if isinstance(value, str) else f"{value:.4g}" for value in row.values()))
-    return table
+def _text(episodes: Sequence[Episode], key: str) -> dict[str, Any]:
+    """Returns the number of different texts at any step, and the most frequent ones by the episodes' first step."""
+    different: set[str] = set()
+    owners: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        rows = episode.observations[key]
+        assert isinstance(rows, np.ndarray)
+        texts = rows.tolist()
+        different.update(texts)
+        for text in texts[:1]:
+            owners.setdefault(text, []).append(episode)
+    frequent = sorted(owners.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_TEXTS]
+    return {
+        "different": len(different),
+        "most_frequent": [
+            {"text": text, "episodes": len(group), "success_rate": _success_rate(group)} for text, group in frequent
+        ],
+    }
+
+
+def _success_rate(episodes: Sequence[Episode]) -> float | None:
+    known = [episode.success for episode in episodes if episode.success is not None]
+    return sum(known) / len(known) if known else None

@@ -55,9 +55,10 @@ class Episode:
     @property
     def instruction(self) -> str | None:
         """What the robot was told at the episode's first step; None where no observation is text."""
-        texts = (rows for rows in self.observations.values() if rows.dtype.kind == "U" and len(rows))
-        first = next(texts, None)
-        return None if first is None else str(first[0])
+        for rows in self.observations.values():
+            if isinstance(rows, np.ndarray) and rows.dtype.kind == "U" and len(rows):
+                return str(rows[0])
+        return None
 
     def length_problems(self) -> list[str]:
         """Returns one sentence for every array whose length contradicts the number of actions; empty when sound."""
@@ -134,8 +135,9 @@ def _header(name: str, rows: Rows) -> str:
 
 
 def _bytes_of(rows: Rows) -> Iterator[bytes]:
-    if isinstance(rows, Frames):
-        for data in rows.stored_rows():
+    if isinstance(rows, Frames) or (rows.dtype == np.uint8 and rows.ndim == 4):
+        stored = rows.stored_rows() if isinstance(rows, Frames) else (frame.tobytes() for frame in rows)
+        for data in stored:  # images in memory count as raw ones in a file do
             yield f"{len(data)}:".encode() + data
     elif rows.dtype.kind == "U":
         yield json.dumps(rows.tolist()).encode()

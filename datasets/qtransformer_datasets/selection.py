@@ -47,7 +47,7 @@ def with_task(dataset: EpisodeDataset, task: str) -> EpisodeDataset:
 
 
 def select_observations(dataset: EpisodeDataset, keys: Sequence[str]) -> EpisodeDataset:
-    """Returns the dataset with these observation keys alone, in the order of its spec.
+    """Returns the dataset with these observation keys alone, in the order of its spec, which names the others.
 
     Raises:
         DatasetError: a key is not there, or none is asked for.
@@ -56,7 +56,9 @@ def select_observations(dataset: EpisodeDataset, keys: Sequence[str]) -> Episode
     missing = [key for key in keys if key not in known]
     if missing or not keys:
         raise DatasetError(f"{dataset.path}: observations {missing or 'none'} asked for, but the log has {known}")
-    spec = replace(dataset.spec, observations=tuple(each for each in dataset.spec.observations if each.name in keys))
+    chosen = tuple(each for each in dataset.spec.observations if each.name in keys)
+    ignored = (*dataset.spec.ignored_observations, *(key for key in known if key not in keys))
+    spec = replace(dataset.spec, observations=chosen, ignored_observations=ignored)
     episodes = tuple(
         replace(episode, observations={each.name: episode.observations[each.name] for each in spec.observations})
         for episode in dataset.episodes

@@ -1,66 +1,117 @@
 """Cutting episodes into segments of consecutive steps: the training batches.
 
-Special about this file: all numbers are copied once into contiguous arrays, and a batch is a few fancy-indexing
-calls on them. Observation rows run ahead of step rows, since every episode has one observation more than steps:
+Special about this file: all numbers are copied once into contiguous arrays, and a batch is a few gathers on them.
+Observation rows run apart from step rows, since an episode may have one observation more than steps:
 
-    episode          0  0  0   1  1            (3 and 2 steps)
+    episode          0  0  0   1  1            (3 and 2 steps, both with a final observation)
     step row         0  1  2   3  4
-    observation row  0  1  2 3 4  5  6         observation row = step row + episode number
+    observation row  0  1  2 3 4  5  6
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qtransformer.batch import Batch
 
+from .frames import Rows
+from .image_rows import MemoryRows, RowSource, is_image
 from .returns import monte_carlo_returns
+from .sampling import Balance, StartSampler, step_weights
 from .schema import DatasetError, Episode, EpisodeDataset
+from .storage import Storage, check_memory, open_images
+
+
+@dataclass(frozen=True)
+class LoadingOptions:
+    """How a log is fed to the learner."""
+
+    balance: Balance = "steps"
+    """Which steps are drawn more often: all alike, each task, success and failure, or better returns; see
+    `sampling.step_weights`."""
+    storage: Storage = "auto"
+    """Where images are kept: `memory`, `mapped` (a cache beside the log, written once), `file` (decoded each time)."""
+    memory_limit: int | None = None
+    """Bytes that the log may take in memory; without, half of what is free."""
+    rank: int = 0
+    """Which of the processes that share each batch this is."""
+    world_size: int = 1
+    """How many processes share each batch."""
 
 
 class SegmentSampler:
-    """Draws segments that start uniformly at any step of any episode; what passes the episode's end is padding."""
+    """Draws segments that start at any step of any episode; what passes the episode's end is padding.
+
+    A batch is a function of the data, the seed and the batch's number, and of nothing else.
+    """
 
     def __init__(
-        self, dataset: EpisodeDataset, *, segment_length: int, batch_size: int, discount: float, seed: int
+        self,
+        dataset: EpisodeDataset,
+        *,
+        segment_length: int,
+        batch_size: int,
+        discount: float,
+        seed: int,
+        options: LoadingOptions = LoadingOptions(),
     ) -> None:
-        """Copies the dataset into memory.
+        """Copies the numbers into memory, and puts images where `options` say.
 
         Args:
-            dataset: episodes; float64 observations are kept as float32.
+            dataset: episodes; float64 observations are kept as float32, texts as numbers of `texts`.
             segment_length: T, steps in a segment.
-            batch_size: B, segments in a batch of `sample`.
+            batch_size: B, segments in a batch, all ranks together.
             discount: factor per step of the Monte-Carlo returns, in [0, 1].
-            seed: of the generator behind `sample`.
+            seed: of the draws, in [0, 2^64).
+            options: what is drawn more often, where images are kept, and who shares the batch.
 
         Raises:
-            DatasetError: an episode's arrays differ in length, or there is no step at all.
+            DatasetError: an episode's arrays differ in length, there is no step at all, the log is too large for the
+                memory limit, or does not say what the balance goes by.
             ValueError: a setting is out of its range.
         """
-        for name, value in (("segment_length", segment_length), ("batch_size", batch_size)):
-            if value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1; give a positive number")
-        if not 0 <= discount <= 1:
-            raise ValueError(f"discount ({discount}) must be in [0, 1]; a usual value is 0.98")
+        _check_settings(segment_length, batch_size, discount, options)
         _check_lengths(dataset)
         self.segment_length = segment_length
         self.batch_size = batch_size
+        self.num_given = 0  # batches that `sample` gave: the number of the next one
+        self.texts: dict[str, list[str]] = {}  # the strings that numbers stand for, sorted, by observation key
+        self._options = options
         self._fingerprint = dataset.fingerprint
-        self._generator = np.random.default_rng(seed)
-        self._copy(dataset.episodes, discount)
+        lengths = np.array([episode.num_steps for episode in dataset.episodes])
+        self._starts = StartSampler(lengths, step_weights(dataset, options.balance), seed)
+        self._ends = np.cumsum(lengths)
+        self._episode_of_step = np.repeat(np.arange(len(lengths)), lengths)
+        num_rows = lengths + [episode.has_final_observation for episode in dataset.episodes]
+        self._last_rows = np.cumsum(num_rows) - 1  # of each episode: the observation that is repeated after its end
+        self._shifts = np.cumsum(num_rows) - num_rows - (self._ends - lengths)  # from step rows to observation rows
+        self._copy(dataset, discount)
 
     @property
     def num_steps(self) -> int:
         """Number of places where a segment can start."""
-        return len(self._actions)
+        return len(self._episode_of_step)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether a batch holds images."""
+        return bool(self._images)
 
     def sample(self) -> Batch:
-        """Returns a batch of `batch_size` segments and moves the generator on."""
-        return self.segments(self._generator.integers(self.num_steps, size=self.batch_size))
+        """Returns the next batch: this rank's share of `batch_size` segments."""
+        batch = self.batch(self.num_given)
+        self.num_given += 1
+        return batch
+
+    def batch(self, number: int) -> Batch:
+        """Returns batch `number`, counted from 0: the same at every call, in every process and thread."""
+        share = self.batch_size // self._options.world_size
+        first = self._options.rank * share
+        return self.segments(self._starts.draw(number, self.batch_size)[first : first + share])
 
     def segments(self, starts: np.ndarray) -> Batch:
         """Returns the segments that start at the given steps, counted through all episodes in order.
@@ -69,62 +120,100 @@ class SegmentSampler:
             starts: (B,) integers in [0, num_steps).
         """
         episodes = self._episode_of_step[starts]
-        ends = self._ends[episodes][:, None]  # first step row that belongs to the next episode
         rows = starts[:, None] + np.arange(self.segment_length + 1)
-        observation_rows = np.minimum(rows, ends) + episodes[:, None]
-        is_valid = rows[:, :-1] < ends
-        steps = np.where(is_valid, rows[:, :-1], 0)
+        observation_rows = np.minimum(rows + self._shifts[episodes][:, None], self._last_rows[episodes][:, None])
+        is_valid = rows[:, :-1] < self._ends[episodes][:, None]
+        steps = self._steps.take(np.where(is_valid, rows[:, :-1], self.num_steps))  # zeros stand behind the last step
         return Batch(
-            observations={key: array[observation_rows] for key, array in self._observations.items()},
-            actions=self._actions[steps] * is_valid[..., None],
-            rewards=self._rewards[steps] * is_valid,
-            terminations=self._terminations[steps] & is_valid,
-            has_successor=self._has_successor[steps] & is_valid,
-            monte_carlo_returns=self._returns[steps] * is_valid,
+            observations={key: source.take(observation_rows) for key, source in self._observations.items()},
+            **{name: np.ascontiguousarray(steps[name]) for name in self._steps.dtype.fields or ()},
             is_success=self._successes[episodes],
             is_valid=is_valid,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the generator's state and the dataset's fingerprint; it fits into JSON."""
-        return json.loads(
-            json.dumps({"generator": self._generator.bit_generator.state, "fingerprint": self._fingerprint})
-        )
+        """Returns the number of the next batch and the dataset's fingerprint; it fits into JSON."""
+        return {"step": self.num_given, "fingerprint": self._fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues the draws of the sampler that gave `state`.
+        """Continues the draws of a sampler of the same settings that gave `state`.
 
         Raises:
-            DatasetError: that sampler drew from other data.
+            DatasetError: that sampler drew from other data, or by the rule of an older version.
         """
         if state["fingerprint"] != self._fingerprint:
             raise DatasetError(
                 f"dataset fingerprint ({self._fingerprint[:12]}) must equal the saved {state['fingerprint'][:12]}; "
                 "resume with the dataset that the run began with"
             )
-        self._generator.bit_generator.state = dict(state["generator"])
+        if "generator" in state:
+            raise DatasetError(
+                "the saved state of the draws must be a step, got a generator of an older version, whose batches "
+                "this one cannot continue; begin a new run"
+            )
+        self.num_given = int(state["step"])
 
-    def _copy(self, episodes: tuple[Episode, ...], discount: float) -> None:
-        lengths = np.array([episode.num_steps for episode in episodes])
-        self._ends = np.cumsum(lengths)
-        self._episode_of_step = np.repeat(np.arange(len(episodes)), lengths)
-        keys = episodes[0].observations
-        self._observations = {key: np.concatenate([_successors(episode, key) for episode in episodes]) for key in keys}
-        self._actions = np.concatenate([episode.actions for episode in episodes]).astype(np.float32)
-        self._rewards = np.concatenate([episode.rewards for episode in episodes]).astype(np.float32)
-        self._returns = np.concatenate(monte_carlo_returns(episodes, discount)).astype(np.float32)
-        self._terminations = np.concatenate([episode.terminations for episode in episodes])
-        self._has_successor = np.ones(len(self._actions), bool)
+    def _copy(self, dataset: EpisodeDataset, discount: float) -> None:
+        episodes = dataset.episodes
+        first = episodes[0].observations
+        images = [key for key, rows in first.items() if is_image(rows)]
+        numbers = [key for key in first if key not in images]
+        spare = check_memory(dataset, self._copied_bytes(episodes, numbers), self._options.memory_limit)
+        self._images = open_images(dataset, images, self._options.storage, spare)
+        arrays = {key: MemoryRows(self._copy_rows(episodes, key)) for key in numbers}
+        self._observations: dict[str, RowSource] = {key: (arrays | self._images)[key] for key in first}
         lacks_final = [not episode.has_final_observation for episode in episodes]
-        self._has_successor[self._ends[lacks_final] - 1] = False
+        self._steps = np.zeros(self.num_steps + 1, _step_dtype(episodes[0].actions.shape[1]))
+        steps = self._steps[:-1]
+        for name in ("actions", "rewards", "terminations"):
+            np.concatenate([getattr(episode, name) for episode in episodes], out=steps[name], casting="same_kind")
+        np.concatenate(monte_carlo_returns(episodes, discount), out=steps["monte_carlo_returns"], casting="same_kind")
+        steps["has_successor"] = True
+        steps["has_successor"][self._ends[lacks_final] - 1] = False
         self._successes = np.array([bool(episode.success) for episode in episodes])
 
+    def _copied_bytes(self, episodes: Sequence[Episode], keys: Sequence[str]) -> int:
+        rows = int(self._last_rows[-1]) + 1
+        columns = {key: [episode.observations[key] for episode in episodes] for key in keys}
+        wide = sum(int(np.prod(parts[0].shape[1:])) * _kept_dtype(parts).itemsize for parts in columns.values())
+        bytes_a_step = _step_dtype(episodes[0].actions.shape[1]).itemsize + self._episode_of_step.itemsize
+        return rows * wide + self.num_steps * bytes_a_step
 
-def _successors(episode: Episode, key: str) -> np.ndarray:
-    """Returns T + 1 rows; where there is no final observation the last one stands in, and is marked as no successor."""
-    array = episode.observations[key]
-    array = array if episode.has_final_observation else np.concatenate([array, array[-1:]])
-    return array.astype(np.float32) if array.dtype == np.float64 else array
+    def _copy_rows(self, episodes: Sequence[Episode], key: str) -> np.ndarray:
+        parts = [np.asarray(episode.observations[key]) for episode in episodes]
+        rows = np.empty((int(self._last_rows[-1]) + 1, *parts[0].shape[1:]), _kept_dtype(parts))
+        if parts[0].dtype.kind == "U":
+            self.texts[key] = sorted({text for part in parts for text in np.unique(part).tolist()})
+            parts = [np.searchsorted(np.array(self.texts[key]), part) for part in parts]
+        return np.concatenate(parts, out=rows, casting="same_kind")
+
+
+def _kept_dtype(parts: Sequence[Rows]) -> np.dtype:
+    dtype = np.result_type(*{part.dtype for part in parts})
+    if dtype.kind == "U":
+        return np.dtype(np.int64)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
+
+
+def _step_dtype(num_dimensions: int) -> np.dtype:
+    """Returns what is kept of a step, side by side: all of it comes with one reach into memory."""
+    fields = [("actions", np.float32, (num_dimensions,)), ("rewards", np.float32), ("monte_carlo_returns", np.float32)]
+    return np.dtype([*fields, ("terminations", bool), ("has_successor", bool)])
+
+
+def _check_settings(segment_length: int, batch_size: int, discount: float, options: LoadingOptions) -> None:
+    sizes = {"segment_length": segment_length, "batch_size": batch_size, "world_size": options.world_size}
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name} ({value}) must be at least 1; give a positive number")
+    if not 0 <= discount <= 1:
+        raise ValueError(f"discount ({discount}) must be in [0, 1]; a usual value is 0.98")
+    if not 0 <= options.rank < options.world_size:
+        raise ValueError(f"rank ({options.rank}) must be in [0, {options.world_size}), the world size; correct it")
+    if batch_size % options.world_size:
+        raise ValueError(
+            f"batch_size ({batch_size}) must be a multiple of the world size {options.world_size}; choose another"
+        )
 
 
 def _check_lengths(dataset: EpisodeDataset) -> None:

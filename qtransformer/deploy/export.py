@@ -166,7 +166,11 @@ def _document(
         "control_hz": spec.control_hz,
         "history_length": policy.model.window,
         "history_order": "oldest first: num_frames observations, then copies of the newest up to history_length",
-        "environment": {"id": spec.environment_id, "kwargs": dict(spec.environment_kwargs)},
+        "environment": {
+            "id": spec.environment_id,
+            "kwargs": dict(spec.environment_kwargs),
+            "ignored_observations": list(spec.ignored_observations),
+        },
         **{
             kind: [
                 {"name": name.partition(".")[2], "dtype": str(array.dtype), "shape": [1, *array.shape[1:]]}

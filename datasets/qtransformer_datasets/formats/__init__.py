@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
+from qtransformer.batch import ReadOptions
+
 from .. import selection
 from ..schema import DatasetError, EpisodeDataset
 from . import d4rl, lerobot, minari, ogbench, robomimic
-from .options import ReadOptions
 from .text import with_instruction
 
 DIALECTS: tuple[ModuleType, ...] = (minari, robomimic, d4rl, ogbench, lerobot)

@@ -6,24 +6,40 @@ virtual datasets, and can hold Python objects. All of these are refused. It must
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from ..schema import DatasetError
+from .hdf5_heaps import check_heaps
 
 MAX_DEPTH = 8
+_MAX_MEMBERS = 4096  # of one episode's observations or actions
 _SMALL = 2**24  # bytes that any dataset may claim
 _MAX_COMPRESSION = 1100  # deflate reaches 1032
 
 
-def open_hdf5(path: Path) -> h5py.File:
-    """Returns the file opened for reading.
+@contextmanager
+def open_hdf5(path: Path) -> Iterator[h5py.File]:
+    """Gives the file opened for reading; what h5py cannot read of it inside the block is a DatasetError, too.
 
     Raises:
         DatasetError: the file is missing, unreadable, not HDF5, truncated or damaged.
     """
+    with handle(path) as file:
+        try:
+            yield file
+        except Exception as error:
+            if not _is_from_h5py(error):
+                raise
+            raise DatasetError(f"{path} is damaged ({_words(error)}); copy or download it again") from error
+
+
+def handle(path: Path) -> h5py.File:
+    """Returns the file opened for reading, for the caller to close; see `open_hdf5`."""
     try:
         with path.open("rb"):
             pass
@@ -34,20 +50,30 @@ def open_hdf5(path: Path) -> h5py.File:
         return h5py.File(path, "r")
     except FileNotFoundError as error:
         raise DatasetError(f"{path} does not exist; check the path") from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         if "truncated" in str(error):
             raise DatasetError(f"{path} is truncated ({error}); copy or download it again") from error
         raise DatasetError(f"{path} cannot be read ({error}); check its permissions, or copy it again") from error
 
 
+def _is_from_h5py(error: Exception) -> bool:
+    """Returns whether an error was raised inside h5py, which uses every built-in kind for a damaged file."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and "h5py" in Path(trace.tb_frame.f_code.co_filename).parts
+
+
+def _words(error: Exception) -> str:
+    return str(error.args[0]) if error.args else type(error).__name__
+
+
 def root_names(path: Path) -> list[str]:
-    """Returns the names at the root of a file; empty where it is no HDF5 file that can be opened."""
+    """Returns the names at the root of a file; empty where it is no HDF5 file that can be read."""
     try:
-        if not h5py.is_hdf5(path):
-            return []
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path) as file:
             return [str(name) for name in file]
-    except (OSError, RuntimeError):
+    except DatasetError:
         return []
 
 
@@ -84,13 +110,24 @@ def children(group: h5py.Group) -> dict[str, h5py.Group | h5py.Dataset]:
     return members
 
 
-def leaves(group: h5py.Group, prefix: str = "") -> dict[str, h5py.Dataset]:
-    """Returns every dataset below a group; nested names are joined with "/"."""
-    if prefix.count("/") > MAX_DEPTH:
-        raise DatasetError(f"{place(group)} is nested more than {MAX_DEPTH} groups deep; flatten the file")
-    found = {}
-    for name, member in children(group).items():
-        found |= leaves(member, f"{prefix}{name}/") if isinstance(member, h5py.Group) else {prefix + name: member}
+def leaves(group: h5py.Group) -> dict[str, h5py.Dataset]:
+    """Returns every dataset below a group; nested names are joined with "/".
+
+    Raises:
+        DatasetError: the groups are too many or too deep, as where a group is linked into itself.
+    """
+    found: dict[str, h5py.Dataset] = {}
+    waiting = [("", group)]
+    for prefix, each in waiting:  # grows while it is walked through
+        if prefix.count("/") > MAX_DEPTH:
+            raise DatasetError(f"{place(each)} is nested more than {MAX_DEPTH} groups deep; flatten the file")
+        for name, member in children(each).items():
+            if isinstance(member, h5py.Group):
+                waiting.append((f"{prefix}{name}/", member))
+            else:
+                found[prefix + name] = member
+        if len(waiting) + len(found) > _MAX_MEMBERS:
+            raise DatasetError(f"{place(group)} holds more than {_MAX_MEMBERS} groups and datasets; flatten the file")
     return found
 
 
@@ -131,10 +168,23 @@ def read_rows(dataset: h5py.Dataset, rows: slice | np.ndarray | tuple[()]) -> np
     Raises:
         DatasetError: the file is damaged there.
     """
+    if h5py.check_vlen_dtype(dataset.dtype) or h5py.check_string_dtype(dataset.dtype):
+        check_heaps(Path(dataset.file.filename))
     try:
         return dataset[rows]
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise DatasetError(f"{place(dataset)} is damaged ({error}); copy or download the file again") from error
+    except Exception as error:
+        if not _is_from_h5py(error):
+            raise
+        raise DatasetError(f"{place(dataset)} is damaged ({_words(error)}); copy or download it again") from error
+
+
+def read_attribute(group: h5py.Group, name: str) -> object:
+    """Returns an attribute as h5py gives it; None where there is none of this name."""
+    if name not in group.attrs:
+        return None
+    if group.attrs.get_id(name).dtype.kind == "O":
+        check_heaps(Path(group.file.filename))
+    return group.attrs[name]
 
 
 def check_storage(dataset: h5py.Dataset) -> None:

@@ -81,7 +81,8 @@ def _read_action(dataset: h5py.Dataset) -> np.ndarray:
             f"{place(dataset)} must have shape (T, A) and hold real numbers, got {dataset.shape} {dataset.dtype}; only "
             "continuous actions work"
         )
-    return read_array(dataset).astype(np.float32).reshape(len(dataset), -1)
+    rows = read_array(dataset).astype(np.float32)
+    return rows if rows.ndim == 2 else rows[:, None]
 
 
 def _by_name(item: tuple[str, h5py.Dataset]) -> list[tuple[str, int]]:

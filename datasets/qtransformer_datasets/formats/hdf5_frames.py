@@ -17,10 +17,10 @@ import numpy as np
 
 from ..frames import Frames
 from ..schema import DatasetError
-from .hdf5 import check_storage, open_hdf5, place, read_rows
+from .hdf5 import check_storage, handle, place, read_rows
 from .images import compression, decode
 
-_MIN_SIDE = 8  # pixels of the smallest camera: a uint8 array of less is a vector or a matrix
+MIN_SIDE = 8  # pixels of the smallest camera: a uint8 array of less is a vector or a matrix
 _CHANNELS = (1, 3, 4)
 _MAX_OPEN = 256
 
@@ -33,7 +33,7 @@ def is_image(dataset: h5py.Dataset) -> bool:
         return False
     if dataset.ndim == 2:
         return len(dataset) > 0 and compression(bytes(_first(dataset))) is not None
-    return dataset.ndim == 4 or (dataset.ndim == 3 and min(dataset.shape[1:]) >= _MIN_SIDE)
+    return dataset.ndim == 4 or (dataset.ndim == 3 and min(dataset.shape[1:]) >= MIN_SIDE)
 
 
 def open_frames(dataset: h5py.Dataset) -> Frames:
@@ -64,10 +64,13 @@ def open_frames(dataset: h5py.Dataset) -> Frames:
 class RawFrames(Frames):
     """Rows of pixels, channels first, last or none; given with channels last."""
 
-    encoding = "raw"
-
     def __init__(self, path: Path, name: str, shape: tuple[int, int, int, int]) -> None:
         self.path, self.name, self.shape = path, name, shape
+
+    @property
+    def encoding(self) -> str:
+        """Always "raw"."""
+        return "raw"
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         pixels = read_rows(_dataset(self.path, self.name), rows)
@@ -76,6 +79,7 @@ class RawFrames(Frames):
         return np.ascontiguousarray(pixels.reshape(-1, *self.shape[1:]))
 
     def stored_rows(self) -> Iterator[bytes]:
+        """Yields the pixels of each row, channels last."""
         for block in self.blocks():
             yield from (frame.tobytes() for frame in block)
 
@@ -88,6 +92,7 @@ class CompressedFrames(Frames):
 
     @property
     def encoding(self) -> str:
+        """The kind of the first row's file: "jpeg" or "png"."""
         return compression(next(self.stored_rows())) or "unknown"
 
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
@@ -97,6 +102,7 @@ class CompressedFrames(Frames):
         return np.stack(frames) if frames else np.zeros((0, *self.shape[1:]), np.uint8)
 
     def stored_rows(self) -> Iterator[bytes]:
+        """Yields the compressed file of each row."""
         dataset = _dataset(self.path, self.name)
         for start in range(0, len(self), 64):
             yield from (bytes(each) for each in read_rows(dataset, slice(start, start + 64)))
@@ -136,4 +142,4 @@ def _open_dataset(process: int, path: Path, version: tuple[int, int], name: str)
 
 @lru_cache(maxsize=_MAX_OPEN)
 def _open_file(process: int, path: Path, version: tuple[int, int]) -> h5py.File:
-    return open_hdf5(path)
+    return handle(path)

@@ -7,17 +7,18 @@ episodes lie in `unmerged/`, one file each). Images stay in the file until they 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from qtransformer.batch import ReadOptions
+
 from ..schema import DatasetError, Episode, EpisodeDataset, fingerprint
-from .hdf5 import children, member, open_hdf5, place, read_array, root_names
+from .hdf5 import children, member, open_hdf5, place, read_array, read_attribute, root_names
 from .hdf5_episode import read_actions, read_observations, read_vector
-from .minari_metadata import read_metadata, read_spec
-from .options import ReadOptions
+from .minari_metadata import SPEC_KEY, read_metadata, read_spec
 from .specs import check_agreement
 
 MAIN_NAME = "main_data.hdf5"
@@ -39,15 +40,21 @@ class _Read:
 
 
 def locate(path: Path) -> list[Path]:
-    """Returns the HDF5 files of a dataset: `path` itself, the main file in it, or the finished unmerged episodes."""
+    """Returns the HDF5 files of a dataset: `path` itself, or the main file in it and the finished unmerged episodes.
+
+    A recorder that is killed while it cleans up leaves episodes behind that are merged already: these do not count.
+    """
     if not path.is_dir():
         return [path]
     for folder in (path / "data", path):
-        if (folder / MAIN_NAME).exists():
-            return [folder / MAIN_NAME]
+        main = [folder / MAIN_NAME] if (folder / MAIN_NAME).exists() else []
         unmerged = [file for file in (folder / UNMERGED_NAME).glob("*.hdf5") if _EPISODE.fullmatch(file.name)]
-        if unmerged:
-            return sorted(unmerged, key=lambda file: _index(file.name))
+        merged = set(root_names(main[0])) if main and unmerged else set()
+        files = main + sorted(
+            (file for file in unmerged if file.stem not in merged), key=lambda file: _index(file.name)
+        )
+        if files:
+            return files
     return []
 
 
@@ -66,14 +73,16 @@ def read(path: Path, options: ReadOptions) -> EpisodeDataset:
     """
     del options
     files = locate(path)
-    is_unmerged = files[0].parent.name == UNMERGED_NAME
-    metadata = read_metadata(files[0].parent.parent if is_unmerged else files[0].parent)
+    is_interrupted = files[-1].parent.name == UNMERGED_NAME
+    folder = files[-1].parent.parent if is_interrupted else files[-1].parent
+    metadata = read_metadata(folder)
+    is_ours = SPEC_KEY in metadata
     found = [each for file in files for each in _read_file(file)]
     if not found:
         raise DatasetError(
             f"{files[0]} must hold groups episode_0, episode_1, ..., found none; record or copy it again"
         )
-    episodes = [each.episode for each in found]
+    episodes = [each.episode if each.has_success_flag or is_ours else _guess_success(each.episode) for each in found]
     check_agreement(episodes)
     spec, limits_rule = read_spec(metadata, episodes, found[0].action_names)
     return EpisodeDataset(
@@ -82,19 +91,19 @@ def read(path: Path, options: ReadOptions) -> EpisodeDataset:
         episodes=tuple(episodes),
         dialect="minari",
         fingerprint=fingerprint(spec, episodes),
-        rules={**_rules(found), "action limits": limits_rule},
-        notes=_interruption(files[0].parent) if is_unmerged else (),
+        rules={**_rules(found, is_ours), "action limits": limits_rule},
+        notes=_interruption(folder / UNMERGED_NAME) if is_interrupted else (),
         metadata=metadata,
     )
 
 
-def _rules(found: list[_Read]) -> dict[str, str]:
+def _rules(found: list[_Read], is_ours: bool) -> dict[str, str]:
     finals = [each.episode.has_final_observation for each in found]
     lacking = f"{finals.count(False)} of {len(finals)} episodes have T observations for T actions: no successor there"
     return {
         "terminated": "terminations",
         "truncated": "truncations, where terminations says nothing",
-        "success": _success_rule([each.has_success_flag for each in found]),
+        "success": _success_rule([each.has_success_flag for each in found], is_ours),
         "final observation": "T + 1 observations for T actions" if all(finals) else lacking,
     }
 
@@ -129,7 +138,7 @@ def _read_episode(group: h5py.Group | h5py.Dataset) -> _Read:
         rewards=rewards,
         terminations=terminations,
         truncations=truncations,
-        success=bool(terminations.any() and rewards.sum() > 0) if flag is None else flag,
+        success=flag,
         seed=_read_seed(group),
         source=place(group),
         has_final_observation=any(len(rows) != len(actions) for rows in observations.values()),
@@ -144,13 +153,19 @@ def _read_success_flag(group: h5py.Group) -> bool | None:
 
 
 def _read_seed(group: h5py.Group) -> int | None:
-    seed = group.attrs.get("seed")
+    seed = read_attribute(group, "seed")
     return int(seed) if isinstance(seed, int | np.integer) else None
 
 
-def _success_rule(has_flag: list[bool]) -> str:
+def _guess_success(episode: Episode) -> Episode:
+    return replace(episode, success=bool(episode.terminations.any() and episode.rewards.sum() > 0))
+
+
+def _success_rule(has_flag: list[bool], is_ours: bool) -> str:
     if all(has_flag):
         return _SUCCESS_FLAG
+    if is_ours:  # our recorder leaves the flag out where nobody said
+        return f"{_SUCCESS_FLAG}; unknown without that flag"
     return f"{_SUCCESS_FLAG}; without that flag, {_SUCCESS_GUESS}" if any(has_flag) else _SUCCESS_GUESS
 
 

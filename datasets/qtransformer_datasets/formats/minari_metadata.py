@@ -21,6 +21,7 @@ from .specs import FLAT_KEY, derive_actions, derive_observations, natural_order
 
 METADATA_NAME = "metadata.json"
 SPEC_KEY = "qtransformer_spec"
+_MIN_JPEG_SIDE = 32  # Minari takes smaller uint8 arrays for grids
 _MAX_TEXT = 4096
 _CHARACTERS = string.printable
 
@@ -76,26 +77,33 @@ def read_spec(
     return spec, rule
 
 
-def spaces(spec: DatasetSpec) -> dict[str, str]:
-    """Returns Minari's `observation_space` and `action_space` strings."""
-    leaves = {each.name: _space(each) for each in spec.observations}
+def is_jpeg_shape(shape: Sequence[int]) -> bool:
+    """Returns whether Minari takes rows (height, width, ...) for a JPEG file each, where `jpeg_encoding` is set."""
+    return min(shape[:2]) >= _MIN_JPEG_SIDE
+
+
+def spaces(spec: DatasetSpec, is_jpeg: bool) -> dict[str, str]:
+    """Returns Minari's `observation_space` and `action_space` strings; `is_jpeg` is its `jpeg_encoding`."""
+    leaves = {each.name: _space(each, is_jpeg) for each in spec.observations}
     observations = leaves[FLAT_KEY] if set(leaves) == {FLAT_KEY} else _nested(leaves)
     actions = _box("float32", np.asarray(spec.actions.low), np.asarray(spec.actions.high))
     return {"observation_space": json.dumps(observations), "action_space": json.dumps(actions)}
 
 
-def _space(spec: ObservationSpec) -> dict[str, Any]:
+def _space(spec: ObservationSpec, is_jpeg: bool) -> dict[str, Any]:
     if spec.kind == "text":
         return {"type": "Text", "max_length": _MAX_TEXT, "min_length": 0, "charset": _CHARACTERS}
     if spec.kind == "image":
-        return _box("uint8", np.zeros(spec.shape, int), np.full(spec.shape, 255))
+        is_grey = is_jpeg and is_jpeg_shape(spec.shape) and spec.shape[2] == 1
+        shape = spec.shape[:2] if is_grey else spec.shape  # as Minari decodes a grey JPEG: without channels axis
+        return _box("uint8", np.zeros(shape, int), np.full(shape, 255))
     return _box(spec.dtype, np.full(spec.shape, -np.inf), np.full(spec.shape, np.inf))
 
 
 def _box(dtype: str, low: np.ndarray, high: np.ndarray) -> dict[str, Any]:
     if np.dtype(dtype).kind in "iub" and not np.isfinite(low).all():
-        limits = np.iinfo(dtype) if np.dtype(dtype).kind != "b" else np.iinfo(np.uint8)
-        low, high = np.full(low.shape, limits.min), np.full(high.shape, limits.max)
+        smallest, largest = (0, 1) if np.dtype(dtype).kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        low, high = np.full(low.shape, smallest), np.full(high.shape, largest)
     return {"type": "Box", "dtype": dtype, "shape": list(low.shape), "low": low.tolist(), "high": high.tolist()}
 
 

@@ -53,7 +53,7 @@ def derive_actions(actions: np.ndarray, names: tuple[str, ...] = ()) -> tuple[Ac
     A = actions.shape[1]
     names = names or tuple(f"action[{index}]" for index in range(A))
     finite = np.where(np.isfinite(actions), actions, 0.0).astype(np.float64)
-    low, high = finite.min(axis=0, initial=0.0), finite.max(axis=0, initial=0.0)
+    low, high = (finite.min(axis=0), finite.max(axis=0)) if len(finite) else (np.zeros(A), np.zeros(A))
     if (low >= -1).all() and (high <= 1).all():
         return ActionSpec((-1.0,) * A, (1.0,) * A, names, ("",) * A), "[-1, 1] by convention; all actions lie in it"
     limits = ActionSpec(tuple(low.tolist()), tuple(high.tolist()), names, ("",) * A)

@@ -1,0 +1,103 @@
+"""The log that a run trains on: opened, checked and cut to what the settings ask for.
+
+Special about this file: training, explaining and the warning that a log has changed since all see the same episodes,
+because they come from this one place. It must not load torch: a bundle asks it, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from qtransformer.config import DataConfig, RunError, TrainConfig
+from qtransformer_datasets import selection
+from qtransformer_datasets.check import Finding
+from qtransformer_datasets.formats import open_dataset
+from qtransformer_datasets.schema import DatasetError, EpisodeDataset
+
+
+def read_log(path: Path | str, data: DataConfig) -> EpisodeDataset:
+    """Returns all episodes of the log at `path`, with the observation keys that `data` asks for.
+
+    Raises:
+        DatasetError: it cannot be read, or lacks a key.
+    """
+    return _select_keys(open_dataset(path, data), data)
+
+
+def select_episodes(dataset: EpisodeDataset, data: DataConfig) -> EpisodeDataset:
+    """Returns the episodes that `data` asks for.
+
+    Raises:
+        DatasetError: there are none.
+    """
+    if data.task is not None:
+        dataset = selection.with_task(dataset, data.task)
+    if data.min_return is not None:
+        dataset = selection.with_min_return(dataset, data.min_return)
+    return selection.only_successful(dataset) if data.only_successful else dataset
+
+
+def open_training_log(config: TrainConfig) -> EpisodeDataset:
+    """Returns the episodes that a run with these settings trains on, not checked.
+
+    Raises:
+        DatasetError: the log cannot be read, or holds none.
+    """
+    data = config.data
+    return _select_keys(select_episodes(open_dataset(config.dataset, data), data), data)
+
+
+def warn_if_log_changed(origin: Mapping[str, Any]) -> None:
+    """Prints a warning where the log of a run is still there, but no longer what the run was trained on.
+
+    Args:
+        origin: a run's checkpoint.json, or a bundle's policy.json; one that names no log is passed over.
+    """
+    if "config" not in origin or "dataset" not in origin:
+        return
+    config, fingerprint = TrainConfig.from_json(origin["config"]), origin["dataset"]["fingerprint"]
+    if not config.dataset.exists():
+        return
+    try:
+        found = open_training_log(config).fingerprint
+    except DatasetError as error:
+        _warn(f"the log that this policy was trained on cannot be read any more: {error}")
+        return
+    if found != fingerprint:
+        _warn(
+            f"{config.dataset} has changed since this policy was trained on it (fingerprint {found[:12]}, then "
+            f"{fingerprint[:12]}); figures of the log no longer speak of this policy"
+        )
+
+
+def raise_on_misfit(dataset: EpisodeDataset) -> None:
+    """Makes sure that the network can take every observation.
+
+    Raises:
+        RunError: one is an image or text.
+    """
+    others = {each.name: each.kind for each in dataset.spec.observations if each.kind != "state"}
+    if others:
+        states = " ".join(each.name for each in dataset.spec.observations if each.kind == "state")
+        raise RunError(
+            f"{dataset.path}: observations must be vectors of numbers, got {others}, for which there is no encoder "
+            f"yet; choose others with --observations {states or 'KEY ...'}"
+        )
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Prints one line a finding on standard error."""
+    for finding in findings:
+        _warn(f"{finding.severity} {finding.code}: {finding.sentence}")
+
+
+def _select_keys(dataset: EpisodeDataset, data: DataConfig) -> EpisodeDataset:
+    return selection.select_observations(dataset, data.observations) if data.observations else dataset
+
+
+def _warn(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, style="yellow", soft_wrap=True)

@@ -1,0 +1,140 @@
+"""A thousand damaged files through the real `inspect`: each ends in one clear message, none in a crash or a hang.
+
+Every dialect has sound files; bytes are flipped, filled, cut. Children of a fork server run the command, with ten
+seconds and a gigabyte each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import random
+import resource
+import shutil
+import signal
+from pathlib import Path
+
+import lerobot_fixtures
+import numpy as np
+import pytest
+from dialect_fixtures import make_log, write_d4rl, write_ogbench, write_robomimic
+from test_training_log import write_tasks
+
+from qtransformer.cli import main
+
+NUM_CASES = 1000
+SECONDS, MEGABYTES = 10, 1000
+PRELOADED = ("qtransformer.cli", "qtransformer_datasets.inspect_page", "pyarrow.parquet", "av", "test_training_log")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """Sound datasets, each with the file in it that is to be damaged."""
+    folder = tmp_path_factory.mktemp("sound")
+    camera = {"lengths": (4, 3), "successes": (True, False), "cameras": ("front",)}
+    sound = {
+        "tasks": (write_tasks(folder / "tasks"), "data/main_data.hdf5"),
+        "metadata": (folder / "tasks", "data/metadata.json"),
+        "robomimic": (write_robomimic(folder / "robomimic.hdf5", make_log(**camera)), ""),
+        "d4rl": (write_d4rl(folder / "d4rl.hdf5", make_log()), ""),
+        "ogbench": (write_ogbench(folder / "ogbench.npz", make_log()), ""),
+    }
+    episodes = [lerobot_fixtures.make_episode(index=index, camera=True) for index in range(2)]
+    for version in ("v2.1", "v3.0"):
+        root = folder / version
+        lerobot_fixtures.write(root, version, episodes)
+        for kind in ("**/*.parquet", "**/*.mp4", "meta/info.json"):
+            file = sorted(root.glob(kind))[0]
+            sound[f"{version} {kind}"] = (root, str(file.relative_to(root)))
+    return list(sound.values())
+
+
+@pytest.fixture(scope="module")
+def server():
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+def damage(data: bytes, chance: random.Random) -> bytes:
+    """Returns the bytes with one kind of damage."""
+    damaged = bytearray(data)
+    kind = chance.choice(("flip", "noise", "cut", "zeros", "header"))
+    if kind == "cut":
+        return bytes(damaged[: chance.randrange(len(damaged))])
+    if kind == "zeros":
+        start = chance.randrange(len(damaged))
+        hole = slice(start, start + chance.randrange(1, 600))
+        damaged[hole] = bytes(len(damaged[hole]))
+        return bytes(damaged)
+    reach = min(len(damaged), 3000) if kind == "header" else len(damaged)
+    for _ in range(chance.randint(1, 4) if kind == "flip" else chance.randint(1, 200)):
+        place = chance.randrange(reach)
+        damaged[place] = damaged[place] ^ (1 << chance.randrange(8)) if kind == "flip" else chance.randrange(256)
+    return bytes(damaged)
+
+
+def inspect(path: Path, results) -> None:
+    """Runs the command; sends its exit code, its words and the megabytes that it took."""
+    signal.alarm(SECONDS)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = main(["inspect", str(path)])
+        except Exception as error:
+            code, out = 99, io.StringIO(repr(error))
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+    results.send((code, out.getvalue()[-300:], err.getvalue(), grown))
+
+
+def run(server, path: Path):
+    """Returns (code, out, err, megabytes) of the command in a child, or its exit code alone where it crashed."""
+    receiver, sender = server.Pipe(duplex=False)
+    child = server.Process(target=inspect, args=(path, sender))
+    child.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        child.join()
+        return child.exitcode, "", "", 0
+    finally:
+        child.join()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_thousand_damaged_files(sources, server, tmp_path):
+    chance, troubles, refused = random.Random(0), [], 0
+    for case in range(NUM_CASES):
+        source, inner = chance.choice(sources)
+        path = tmp_path / f"case{case}{source.suffix}"
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
+        victim = path / inner if inner else path
+        victim.write_bytes(damage(victim.read_bytes(), chance))
+        code, out, err, megabytes = run(server, path)
+        said = [line for line in err.splitlines() if line.startswith("qtransformer inspect: error: ")]
+        refused += code == 2
+        is_clear = code == 0 or (code == 2 and len(said) == 1 and "Traceback" not in err)
+        if not is_clear or megabytes > MEGABYTES:
+            troubles.append((case, source.name, inner, code, megabytes, out, err[-500:]))
+        (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+    assert troubles == []
+    assert refused > NUM_CASES / 4, "damage that nobody notices is no damage"
+
+
+def test_an_array_of_objects_is_never_unpickled(tmp_path, server):
+    trap = tmp_path / "sprung"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (trap,)
+
+    arrays = {"observations": np.zeros((4, 2)), "actions": np.array([Trap()] * 4), "terminals": np.zeros(4)}
+    np.savez(tmp_path / "trap.npz", **arrays, allow_pickle=True)
+    code, _, err, _ = run(server, tmp_path / "trap.npz")
+    assert (code, trap.exists()) == (2, False)
+    assert "actions" in err
