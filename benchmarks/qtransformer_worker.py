@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from harness import cpu_milliseconds_each, cpu_seconds, matrix_rate, read_second
 from torch.utils import flop_counter
 
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec, ObservationSpec
-from qtransformer.config import ModelConfig, TokenConfig, TrainConfig
+from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
 from qtransformer.learner import QTransformerLearner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy, build_policy
@@ -26,22 +26,23 @@ class Ours:
     """Learners and policies by name; each is made once and asked many times."""
 
     def __init__(self) -> None:
-        self._learners: dict[str, tuple[QTransformerLearner, Batch, str]] = {}
+        self._learners: dict[str, tuple[QTransformerLearner, Batch]] = {}
         self._actors: dict[str, Any] = {}
 
-    def make_learner(self, name: str, sizes: Sizes, dtype: str = "float32") -> dict[str, Any]:
+    def make_learner(
+        self, name: str, sizes: Sizes, dtype: Literal["float32", "bfloat16"] = "float32"
+    ) -> dict[str, Any]:
         """Makes a learner and a batch; returns what they are made of and the FLOPs of one update."""
-        learner, batch = make_learner(sizes), make_batch(sizes)
+        learner, batch = make_learner(sizes, dtype), make_batch(sizes)
         assert int(batch.is_valid[:, : sizes["window"]].sum()) == sizes["transitions"]
         flops = count_flops(lambda: learner.update(batch))
-        self._learners[name] = learner, batch, dtype
+        self._learners[name] = learner, batch
         return {"parameters": num_parameters(learner.policy), "flops": flops}
 
     def update(self, name: str, repeats: int) -> float:
         """Returns the CPU seconds of one update, the mean of `repeats`."""
-        learner, batch, dtype = self._learners[name]
-        with precision(dtype):
-            return cpu_seconds(lambda: learner.update(batch), repeats)
+        learner, batch = self._learners[name]
+        return cpu_seconds(lambda: learner.update(batch), repeats)
 
     def make_actors(self, sizes: Sizes, bundle: str) -> dict[str, Any]:
         """Makes the eager policy, exports it to the folder `bundle` and loads that; returns their sizes."""
@@ -98,10 +99,11 @@ def make_policy(sizes: Sizes) -> GreedyPolicy:
     return build_policy(make_config(sizes), make_spec(sizes), statistics)
 
 
-def make_learner(sizes: Sizes) -> QTransformerLearner:
-    """Returns a learner with the default losses."""
+def make_learner(sizes: Sizes, dtype: Literal["float32", "bfloat16"] = "float32") -> QTransformerLearner:
+    """Returns a learner with the default losses, its matrix products in `dtype`."""
+    config = replace(make_config(sizes), learning=LearningConfig(precision=dtype))
     noise = [0.1] * sizes["dimensions"]
-    return QTransformerLearner(make_policy(sizes), make_config(sizes), ReturnScale(0.0, 1.0), noise)
+    return QTransformerLearner(make_policy(sizes), config, ReturnScale(0.0, 1.0), noise)
 
 
 def make_batch(sizes: Sizes) -> Batch:
@@ -163,16 +165,6 @@ def weights_read(policy: GreedyPolicy) -> tuple[list[int], list[int]]:
 def num_parameters(module: torch.nn.Module) -> int:
     """Returns how many numbers are learned."""
     return sum(each.numel() for each in module.parameters())
-
-
-@contextlib.contextmanager
-def precision(dtype: str) -> Iterator[None]:
-    """Lets matrix products run in `dtype`: float32 as they are, bfloat16 by autocast."""
-    if dtype == "float32":
-        yield
-    else:
-        with torch.autocast("cpu", getattr(torch, dtype)):
-            yield
 
 
 def _observations(num_segments: int, num_frames: int, size: int) -> dict[str, np.ndarray]:

@@ -132,6 +132,11 @@ class LearningConfig:
     """Of every parameter with two axes or more: matrices, embeddings, the heads' biases."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's matrix products in training; weights and losses stay float32. bfloat16 pays from a width of
+    some 256 on, on a GPU or a CPU that has it."""
+    compile: bool = False
+    """Train through torch.compile: minutes once, then faster updates. Needs a C++ compiler."""
 
     def __post_init__(self) -> None:
         for name in ("discount", "polyak", "support_threshold"):

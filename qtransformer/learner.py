@@ -59,6 +59,8 @@ class Learner(ABC):
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
+        policy.model.is_bfloat16 = self.config.precision == "bfloat16"
+        self._loss = torch.compile(self.loss) if self.config.compile else self.loss
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99), fused=True)
 
     @abstractmethod
@@ -68,7 +70,7 @@ class Learner(ABC):
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step on a batch of numpy arrays; returns its figures, values in the log's own unit."""
         device = self.policy.tokenizer.low.device
-        loss, figures = self.loss(batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device)))
+        loss, figures = self._loss(batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device)))
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -83,6 +84,7 @@ class QTransformer(nn.Module):
         self.decoder = nn.ModuleList(Block(W, config.num_heads) for _ in range(config.num_action_layers))
         self.norm = nn.LayerNorm(W)
         self.num_atoms = config.num_atoms
+        self.is_bfloat16 = False  # of the matrix products: set by who trains, never where the policy acts
         self.q_head = TokenHead(N, W, K * config.num_atoms, bias=_INITIAL_Q_LOGIT)
         if config.num_atoms > 1:
             edges = hl_gauss_edges(config.num_atoms)
@@ -103,10 +105,11 @@ class QTransformer(nn.Module):
         x = torch.cat([features, actions], dim=2)
         B, T, S, W = x.shape
         x = x.view(B * T, S, W)
-        for block in self.decoder:
-            x, _ = block(x, self.decoder_mask)
-        x = self.norm(x).view(B, T, S, W)[:, :, self.num_observation_tokens - 1 :]
-        return self._token_outputs(self.q_head(x), self.density_head(x))
+        with self._products(x):
+            for block in self.decoder:
+                x, _ = block(x, self.decoder_mask)
+            x = self.norm(x).view(B, T, S, W)[:, :, self.num_observation_tokens - 1 :]
+            return self._token_outputs(self.q_head(x), self.density_head(x))
 
     def first_token_outputs(self, observations: Mapping[str, Tensor]) -> TokenOutputs:
         """Returns outputs (batch, time, bins) of the first action token of each step; observation tokens alone."""
@@ -141,8 +144,9 @@ class QTransformer(nn.Module):
         for slot in range(self.num_action_tokens - 1):
             x = self.action_embedding[slot][tokens[-1]] + self.slot_embedding[slot] + features[:, -1]
             x = x.unsqueeze(1)
-            for index, block in enumerate(self.decoder):
-                x, cache[index] = block(x, None, cache[index])
+            with self._products(x):
+                for index, block in enumerate(self.decoder):
+                    x, cache[index] = block(x, None, cache[index])
             outputs.append(self._outputs(self.norm(x).squeeze(1), slot + 1))
             tokens.append(choose(outputs[-1]))
         stacked = TokenOutputs(*(torch.stack(each, dim=1) for each in zip(*outputs, strict=True)))
@@ -153,8 +157,9 @@ class QTransformer(nn.Module):
         x = self.encoder(observations)
         B, T, M, W = x.shape
         x = (x + self.step_embedding[:T] + self.observation_embedding).view(B, T * M, W)
-        for block in self.trunk:
-            x, _ = block(x, self.trunk_mask[: T * M, : T * M])
+        with self._products(x):
+            for block in self.trunk:
+                x, _ = block(x, self.trunk_mask[: T * M, : T * M])
         return x.view(B, T, M, W)
 
     def _start(
@@ -162,15 +167,19 @@ class QTransformer(nn.Module):
     ) -> tuple[Float[Tensor, "batch width"], list[KeysValues]]:
         """Decodes the observation tokens of a step; returns the last one's features, and what later tokens look at."""
         x, cache = features, []
-        for block in self.decoder:
-            x, keys_values = block(x, None)
-            cache.append(keys_values)
-        return self.norm(x[:, -1]), cache
+        with self._products(x):
+            for block in self.decoder:
+                x, keys_values = block(x, None)
+                cache.append(keys_values)
+            return self.norm(x[:, -1]), cache
 
     def _outputs(self, x: Float[Tensor, "*batch width"], slot: int) -> TokenOutputs:
         return self._token_outputs(self.q_head.slot(x, slot), self.density_head.slot(x, slot))
 
     def _token_outputs(self, q_logits: Tensor, density_logits: Tensor) -> TokenOutputs:
-        return TokenOutputs(
-            q_logits if self.num_atoms == 1 else q_logits.unflatten(-1, (-1, self.num_atoms)), density_logits
-        )
+        q_logits = q_logits if self.num_atoms == 1 else q_logits.unflatten(-1, (-1, self.num_atoms))
+        return TokenOutputs(q_logits.float(), density_logits.float())
+
+    def _products(self, x: Tensor) -> AbstractContextManager[object]:
+        """Returns the context in which the blocks' matrix products have the precision of the training."""
+        return torch.autocast(x.device.type, torch.bfloat16) if self.is_bfloat16 else nullcontext()

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -28,11 +30,11 @@ from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
 from qtransformer.token_report import print_token_report, token_report
-from qtransformer.training_log import open_training_log, print_findings, raise_on_misfit
+from qtransformer.training_log import file_identity, open_training_log, print_findings, raise_on_misfit
 from qtransformer_datasets.check import Finding, check_dataset, raise_on_errors
 from qtransformer_datasets.prefetch import Prefetcher
 from qtransformer_datasets.returns import return_range
-from qtransformer_datasets.schema import EpisodeDataset
+from qtransformer_datasets.schema import DatasetError, EpisodeDataset
 from qtransformer_datasets.statistics import action_centres, action_noise, statistics
 from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
@@ -86,7 +88,10 @@ def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
     """
     dataset = open_training_log(config)
     findings = check_dataset(dataset)
-    raise_on_errors(findings, config.data.allow)
+    try:
+        raise_on_errors(findings, config.data.allow)
+    except DatasetError as error:
+        raise DatasetError(f"{error}; or train in spite of it with --allow CODE") from error
     print_findings(findings)
     raise_on_misfit(dataset)
     return dataset, findings
@@ -108,9 +113,15 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         "statistics": _plain(statistics(dataset)),
         "action_centres": _action_centres(dataset, config),
         "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.return_discount), strict=True)),
-        "dataset": {"path": str(dataset.path), "fingerprint": dataset.fingerprint, "episodes": dataset.num_episodes},
+        "dataset": {
+            "path": str(dataset.path),
+            "fingerprint": dataset.fingerprint,
+            "files": file_identity(dataset.path),
+            "episodes": dataset.num_episodes,
+        },
     }
     device = _device(config.device)
+    _check_compiler(config, device)
     policy = build_policy(config, dataset.spec, info["statistics"], info["action_centres"]).to(device)
     scale, noise = ReturnScale(**info["return_scale"]), action_noise(dataset).tolist()
     learner = LEARNERS[config.algorithm](policy, config, scale, noise)
@@ -223,6 +234,17 @@ def _device(name: str) -> torch.device:
         raise RunError(
             f"--device {name}: is not usable here ({str(error).splitlines()[0]}); use cpu or auto"
         ) from error
+
+
+def _check_compiler(config: TrainConfig, device: torch.device) -> None:
+    """Makes sure that there is what torch.compile writes its code for.
+
+    Raises:
+        RunError: on a CPU without a C++ compiler.
+    """
+    names = (os.environ.get("CXX", "g++"), "clang++", "c++")
+    if config.learning.compile and device.type == "cpu" and not any(map(shutil.which, names)):
+        raise RunError(f"--compile needs a C++ compiler, found none of {', '.join(names)}; install one or leave it out")
 
 
 def _plain(values: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:

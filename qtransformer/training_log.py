@@ -6,6 +6,8 @@ because they come from this one place. It must not load torch: a bundle asks it,
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from rich.console import Console
 
 from qtransformer.config import DataConfig, RunError, TrainConfig
 from qtransformer_datasets import selection
+from qtransformer_datasets.cache import FOLDER as CACHE_FOLDER
 from qtransformer_datasets.check import Finding
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.schema import DatasetError, EpisodeDataset
@@ -59,19 +62,31 @@ def warn_if_log_changed(origin: Mapping[str, Any]) -> None:
     """
     if "config" not in origin or "dataset" not in origin:
         return
-    config, fingerprint = TrainConfig.from_json(origin["config"]), origin["dataset"]["fingerprint"]
-    if not config.dataset.exists():
+    then = origin["dataset"]
+    path, fingerprint = Path(then["path"]), then["fingerprint"]
+    if not path.exists() or file_identity(path) == then["files"]:
         return
     try:
-        found = open_training_log(config).fingerprint
+        found = open_training_log(TrainConfig.from_json(origin["config"])).fingerprint
     except DatasetError as error:
         _warn(f"the log that this policy was trained on cannot be read any more: {error}")
         return
     if found != fingerprint:
         _warn(
-            f"{config.dataset} has changed since this policy was trained on it (fingerprint {found[:12]}, then "
+            f"{path} has changed since this policy was trained on it (fingerprint {found[:12]}, then "
             f"{fingerprint[:12]}); figures of the log no longer speak of this policy"
         )
+
+
+def file_identity(path: Path) -> str:
+    """Returns the sha256 (hex) of names, sizes and times of the files at `path`: while it stays, nobody wrote there.
+
+    It spares reading a large log only to find that it is what it was.
+    """
+    files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+    kept = [each for each in files if CACHE_FOLDER not in each.parts]
+    status = [(str(each.relative_to(path)), each.stat().st_size, each.stat().st_mtime_ns) for each in kept]
+    return hashlib.sha256(json.dumps(status).encode()).hexdigest()
 
 
 def raise_on_misfit(dataset: EpisodeDataset) -> None:

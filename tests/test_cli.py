@@ -182,7 +182,7 @@ def no_dataset(tmp_path):
     return {
         "missing": "does not exist, nor is it",
         "text.txt": "must be an HDF5 file",
-        "empty": "must hold data/main_data.hdf5",
+        "empty": "holds no dataset, found nothing",
         "other.hdf5": "has no known layout: found ['numbers']",
     }
 

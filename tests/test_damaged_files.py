@@ -6,26 +6,20 @@ seconds and a gigabyte each.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import multiprocessing
 import random
-import resource
 import shutil
-import signal
 from pathlib import Path
 
 import lerobot_fixtures
 import numpy as np
 import pytest
+from damage_fixtures import damage, inspect
 from dialect_fixtures import make_log, write_d4rl, write_ogbench, write_robomimic
-from test_training_log import write_tasks
-
-from qtransformer.cli import main
+from fork_server import start_fork_server
+from task_fixtures import write_tasks
 
 NUM_CASES = 1000
-SECONDS, MEGABYTES = 10, 1000
-PRELOADED = ("qtransformer.cli", "qtransformer_datasets.inspect_page", "pyarrow.parquet", "av", "test_training_log")
+MEGABYTES = 1000
 
 
 @pytest.fixture(scope="module")
@@ -52,42 +46,7 @@ def sources(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server():
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
-
-
-def damage(data: bytes, chance: random.Random) -> bytes:
-    """Returns the bytes with one kind of damage."""
-    damaged = bytearray(data)
-    kind = chance.choice(("flip", "noise", "cut", "zeros", "header"))
-    if kind == "cut":
-        return bytes(damaged[: chance.randrange(len(damaged))])
-    if kind == "zeros":
-        start = chance.randrange(len(damaged))
-        hole = slice(start, start + chance.randrange(1, 600))
-        damaged[hole] = bytes(len(damaged[hole]))
-        return bytes(damaged)
-    reach = min(len(damaged), 3000) if kind == "header" else len(damaged)
-    for _ in range(chance.randint(1, 4) if kind == "flip" else chance.randint(1, 200)):
-        place = chance.randrange(reach)
-        damaged[place] = damaged[place] ^ (1 << chance.randrange(8)) if kind == "flip" else chance.randrange(256)
-    return bytes(damaged)
-
-
-def inspect(path: Path, results) -> None:
-    """Runs the command; sends its exit code, its words and the megabytes that it took."""
-    signal.alarm(SECONDS)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main(["inspect", str(path)])
-        except Exception as error:
-            code, out = 99, io.StringIO(repr(error))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    results.send((code, out.getvalue()[-300:], err.getvalue(), grown))
+    return start_fork_server()
 
 
 def run(server, path: Path):

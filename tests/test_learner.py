@@ -303,3 +303,34 @@ def test_labels_of_several_levels_are_those_of_their_dimension(order):
     sharpness = labels.amax(dim=-1)
     first = policy.tokenizer.token_dimensions == 0
     assert sharpness[first].min() > sharpness[~first].max()
+
+
+@pytest.mark.parametrize("backup", ["one_step", "n_step"])
+@pytest.mark.parametrize("num_atoms", [1, 11])
+def test_bfloat16_is_of_the_matrix_products_alone(backup, num_atoms):
+    losses_found = []
+    for precision in ("float32", "bfloat16"):
+        learning = LearningConfig(backup=backup, precision=precision)
+        learner = make_learner(make_config(learning, num_atoms=num_atoms))
+        tokens = learner.policy.tokenizer.encode(torch.zeros(4, 3, 3))
+        outputs = learner.policy.model({"state": torch.randn(4, 3, 2)}, tokens)
+        assert outputs.q_logits.dtype == outputs.density_logits.dtype == torch.float32
+        assert {each.dtype for each in learner.policy.parameters()} == {torch.float32}
+        figures = learner.update(make_batch())
+        losses_found.append(figures["loss"].item())
+        assert learner.target.model.is_bfloat16 == (precision == "bfloat16")
+    assert losses_found[0] != losses_found[1]
+    assert losses_found[0] == pytest.approx(losses_found[1], rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.export
+@pytest.mark.timeout(900)
+def test_a_compiled_learner_takes_the_same_steps():
+    figures = []
+    for is_compiled in (False, True):
+        learner = make_learner(make_config(LearningConfig(compile=is_compiled)))
+        figures.append([learner.update(make_batch(seed=seed)) for seed in range(3)])
+    for plain, compiled in zip(*figures, strict=True):
+        for name, value in plain.items():
+            torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5, msg=name)

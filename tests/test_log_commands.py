@@ -7,7 +7,7 @@ import json
 import pytest
 from dataset_fixtures import make_episode
 from learner_fixtures import write_log
-from test_training_log import write_tasks
+from task_fixtures import write_tasks
 
 from qtransformer.cli import main
 from qtransformer_datasets.formats import open_dataset

@@ -343,7 +343,7 @@ def test_paths_that_hold_no_dataset(tmp_path):
     with pytest.raises(DatasetError, match="nowhere does not exist, nor is it the id of a Minari dataset"):
         open_dataset(tmp_path / "nowhere")
     (tmp_path / "readme.txt").write_text("hello")
-    with pytest.raises(DatasetError, match=r"holds no dataset, found \['readme.txt'\]; known layouts are\n  Minari"):
+    with pytest.raises(DatasetError, match=r"holds no dataset, found \['readme.txt'\]; known are Minari, robomimic"):
         open_dataset(tmp_path)
     with pytest.raises(DatasetError, match=r"readme.txt must be an HDF5 file"):
         open_dataset(tmp_path / "readme.txt")
@@ -351,7 +351,9 @@ def test_paths_that_hold_no_dataset(tmp_path):
         hdf5.handle(tmp_path / "missing.hdf5")
     with h5py.File(tmp_path / "other.hdf5", "w") as file:
         file.create_group("weights")
-    with pytest.raises(DatasetError, match=r"no known layout: found \['weights'\] at its root; known are\n  Minari"):
+    with pytest.raises(
+        DatasetError, match=r"no known layout: found \['weights'\] at its root; known are Minari, robomimic"
+    ):
         open_dataset(tmp_path / "other.hdf5")
 
 

@@ -10,10 +10,13 @@ import pytest
 
 from qtransformer.cli import main
 from qtransformer.deploy.controller import Controller
+from qtransformer_datasets.finding import CODES
 from qtransformer_datasets.formats import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+GUIDE = ROOT / "docs" / "datasets.md"
+PAGES = (ROOT / "README.md", GUIDE)
+README = PAGES[0].read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -40,14 +43,30 @@ def test_bundle_acts_as_on_the_robot(own_log):
     assert isinstance(names["controller"], Controller)
 
 
-def test_local_links_lead_somewhere():
-    targets = [target for target in re.findall(r"\]\(([^)]+)\)", README) if "://" not in target]
+@pytest.mark.parametrize("page", PAGES)
+def test_local_links_lead_somewhere(page):
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", page.read_text()) if "://" not in target]
     assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+    assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_commands_exist(capsys):
-    for command in set(re.findall(r"^qtransformer (\w+)", README, flags=re.MULTILINE)):
+@pytest.mark.parametrize("name", ["pendulum", "robot"])
+def test_the_recordings_of_the_guide_open(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
+    (block,) = (each for each in blocks if f"logs/{name}" in each)
+    exec(compile(block, "docs/datasets.md", "exec"), {})
+    assert open_dataset(f"logs/{name}").num_episodes == 1
+
+
+def test_the_guide_names_every_code_of_the_check():
+    rows = re.findall(r"^\| `([\w-]+)` \| (error|warning) \|", GUIDE.read_text(), flags=re.MULTILINE)
+    assert dict(rows) == CODES
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_exist(page, capsys):
+    for command in set(re.findall(r"^qtransformer (\w+)", page.read_text(), flags=re.MULTILINE)):
         with pytest.raises(SystemExit) as ended:
             main([command, "--help"])
         assert ended.value.code == 0

@@ -4,24 +4,21 @@ Half of the moments are drawn over the whole recording, half over its end: the m
 command runs in children of a fork server, which has the imports done.
 """
 
-import multiprocessing
 import os
-import sys
 import time
 from collections import Counter
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
 import pytest
 from dataset_fixtures import POINT_ID
+from fork_server import start_fork_server
 from kill_fixtures import CLOSED, EPISODES, STARTED, run_command
 
 from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.formats import minari, open_dataset
 
 NUM_KILLS = 200
-PRELOADED = ("kill_fixtures", "qtransformer_datasets.check", "qtransformer_datasets.inspect")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork server and SIGKILL")
 
@@ -29,11 +26,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork se
 @pytest.fixture(scope="module")
 def start():
     """A function that starts a child, which runs the command, and returns it and the end of its pipe."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the fork server itself does not inherit sys.path
-        forkserver.ensure_running()
+    context = start_fork_server()
 
     def start_child(out):
         receiver, sender = context.Pipe(duplex=False)

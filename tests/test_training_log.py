@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
 import pytest
-from dataset_fixtures import make_episode, make_spec
+from dataset_fixtures import make_episode
 from learner_fixtures import make_config, write_log
+from task_fixtures import write_tasks
 
-from qtransformer.batch import DatasetSpec, ObservationSpec
 from qtransformer.checkpoint import load_checkpoint
 from qtransformer.cli import main
 from qtransformer.config import DataConfig, RunError
 from qtransformer.training import load_dataset, train
 from qtransformer.training_log import open_training_log, warn_if_log_changed
-from qtransformer_datasets.recorder import Recorder
 from qtransformer_datasets.schema import DatasetError
-
-
-def write_tasks(folder: Path) -> Path:
-    """Two states, a camera and an instruction; the tasks take turns, every third episode fails."""
-    states = make_spec(("arm", "cup")).observations
-    others = (ObservationSpec("camera", (32, 32, 3), "uint8", "image"), ObservationSpec("told", (), "str", "text"))
-    spec = DatasetSpec((*states, *others), make_spec().actions, 10.0)
-    with Recorder(folder, spec) as recorder:
-        for seed in range(6):
-            episode = make_episode(4, keys=("arm", "cup"), seed=seed, success=seed % 3 != 0)
-            camera = np.full((5, 32, 32, 3), 40 * seed, np.uint8)
-            told = np.array([("pick", "push")[seed % 2]] * 5)
-            recorder.record(replace(episode, observations={**episode.observations, "camera": camera, "told": told}))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +73,7 @@ def test_what_is_no_size_is_refused(text):
 def test_an_error_of_the_check_blocks_training_unless_it_is_allowed(tmp_path, capsys):
     failures = [make_episode(4, seed=seed, success=False) for seed in range(3)]
     log = write_log(tmp_path / "log", failures)
-    with pytest.raises(DatasetError, match="no-reward"):
+    with pytest.raises(DatasetError, match=r"no-reward: .*; or train in spite of it with --allow CODE"):
         load_dataset(make_config(dataset=log))
     dataset, findings = load_dataset(make_config(dataset=log, allow=("no-reward",)))
     assert dataset.num_episodes == 3
@@ -113,6 +94,10 @@ def test_a_log_that_changed_since_is_told_by_evaluate_and_export(tmp_path, capsy
     capsys.readouterr()
     warn_if_log_changed(info)
     assert capsys.readouterr().err == ""
+
+    (log / "data" / "main_data.hdf5").touch()
+    warn_if_log_changed(info)
+    assert capsys.readouterr().err == "", "a file that was written again with the same content has not changed"
 
     other = write_log(tmp_path / "other", [make_episode(4, seed=9), make_episode(5, seed=8, success=False)])
     log.rename(tmp_path / "kept")

@@ -74,7 +74,7 @@ def _dialect(path: Path) -> ModuleType | None:
     """
     found = next((each for each in DIALECTS if each.matches(path)), None)
     if found is None and not path.is_dir():
-        raise DatasetError(f"{path} has no known layout: {_contents(path)}; known are\n{_known()}")
+        raise DatasetError(f"{path} has no known layout: {_contents(path)}; known are {_known()}")
     return found
 
 
@@ -82,7 +82,7 @@ def _shards(folder: Path) -> list[Path]:
     found = [each for each in sorted(folder.iterdir()) if _may_be_shard(each)]
     if not found:
         names = sorted(each.name for each in folder.iterdir())[:10]
-        raise DatasetError(f"{folder} holds no dataset, found {names or 'nothing'}; known layouts are\n{_known()}")
+        raise DatasetError(f"{folder} holds no dataset, found {names or 'nothing'}; known are {_known()}")
     return found
 
 
@@ -107,4 +107,5 @@ def _contents(path: Path) -> str:
 
 
 def _known() -> str:
-    return "\n".join(f"  {each.LAYOUT}" for each in DIALECTS)
+    """Returns the names of the dialects; their layouts would not fit into a line."""
+    return ", ".join(each.LAYOUT.partition(":")[0] for each in DIALECTS) + "; docs/datasets.md shows each"
