@@ -1,15 +1,16 @@
 """What wrong marks at the ends of episodes do to the values: three foreign files, each read wrongly and rightly.
 
-PickCube's log is written as others write it, and a policy is trained on each reading:
+PickCube's log, with a reward of -1 a step until success (--sparse: 0, and 1 at success), is written as others write it,
+and a policy is trained on each reading:
 
-    robomimic    time limits marked as `dones`: taken for terminations (--dones success) / told apart from the data
+    robomimic    time limits marked as `dones`, all taken for success / `dones` that mark success alone
     D4RL         a file without `timeouts`: a failure runs on into the next episode / the file with them
     Minari       T observations for T actions: the last one repeated as its own successor / no successor there
 
 Shown is the value of the steps of the episodes that ran into the time limit, in the unit of the reward, over the steps
-that are left. Where a time limit is taken for the end of the task, everything near it looks worthless.
+that are left. Where a time limit is taken for the end of the task, being near it looks like being almost done.
 
-    .venv/bin/python benchmarks/marks.py [--quick] [--log FOLDER] [--work FOLDER] [--seeds 2] [--picture PNG]
+    .venv/bin/python benchmarks/marks.py [--quick] [--sparse] [--log FOLDER] [--work FOLDER] [--seeds 2] [--picture PNG]
 
 The last line printed is one JSON object. `ratio`: value of the last steps, read wrongly / rightly, by file.
 """
@@ -64,14 +65,20 @@ def _without_final(episode: Episode, is_repeated: bool) -> Episode:
     return replace(episode, observations=rows, has_final_observation=is_repeated)
 
 
+def write_dones(path: Path, dataset: EpisodeDataset, dones: str) -> Path:
+    """Writes the log as robomimic does."""
+    return write_robomimic(path, dataset.episodes, dones=dones)
+
+
+def penalised(episode: Episode) -> Episode:
+    """Returns the episode with -1 a step until the one that succeeds."""
+    return replace(episode, rewards=episode.rewards - 1.0)
+
+
 FILES: dict[str, dict[str, tuple[str, Writer, DataConfig]]] = {
     "robomimic": {
-        "wrong": (
-            "both.hdf5",
-            lambda path, log: write_robomimic(path, log.episodes, dones="both"),
-            DataConfig("success"),
-        ),
-        "right": ("both.hdf5", lambda path, log: write_robomimic(path, log.episodes, dones="both"), DataConfig()),
+        "wrong": ("both.hdf5", partial(write_dones, dones="both"), DataConfig("success")),
+        "right": ("success.hdf5", partial(write_dones, dones="success"), DataConfig("success")),
     },
     "D4RL": {
         "wrong": ("old.hdf5", lambda path, log: write_d4rl(path, log.episodes, timeouts=False), DataConfig()),
@@ -88,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Trains on each reading, measures, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one seed, few updates and episodes")
+    parser.add_argument("--sparse", action="store_true", help="rewards as logged, 0 and 1")
     parser.add_argument("--log", type=Path, help="PickCube's log, made in --work where missing")
     parser.add_argument("--work", type=Path, default=Path("runs/marks"), help="files and runs; emptied first")
     parser.add_argument("--seeds", type=int, default=2)
@@ -99,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.seeds, options.updates, options.episodes = 1, 20, 1
     torch.set_num_threads(1)
     log = open_dataset(options.log or logs.ensure("pick-cube", options.work / "logs"))
+    if not options.sparse:
+        log = log.with_episodes(map(penalised, log.episodes))
     shutil.rmtree(options.work / "runs", ignore_errors=True)
     measured = {
         name: {mark: measure(options, log, name, mark) for mark in readings} for name, readings in FILES.items()
@@ -107,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         draw(measured, options.picture)
     ratio = {name: harness.rounded(each["wrong"]["last"] / each["right"]["last"]) for name, each in measured.items()}
     result = {"benchmark": "marks", "quick": options.quick, "ratio": ratio, "values": measured}
-    settings = {name: getattr(options, name) for name in ("seeds", "updates", "episodes")}
+    settings = {name: getattr(options, name) for name in ("sparse", "seeds", "updates", "episodes")}
     harness.print_result({**result, **settings, "machine": harness.machine()})
     return 0
 
