@@ -163,7 +163,7 @@ def test_card(bundle: Bundle):
         "levels": levels,
     }
     assert (card["control_hz"], card["history_length"]) == (20.0, WINDOW)
-    assert card["environment"] == {"id": "tests/Tiny-v0", "kwargs": {"size": 3}}
+    assert card["environment"] == {"id": "tests/Tiny-v0", "kwargs": {"size": 3}, "ignored_observations": []}
     assert card["training"]["gamma"] == 0.1 + 0.2
     assert card["inputs"][2] == {"name": "num_frames", "dtype": "int64", "shape": [1]}
     described = {each["name"]: (each["dtype"], each["shape"]) for each in card["outputs"]}
