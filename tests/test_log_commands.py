@@ -92,3 +92,9 @@ def test_mistakes_are_one_line_and_write_nothing(tasks, tmp_path, capsys, flags,
     assert say("convert", tasks, "--out", tmp_path / "out", *flags) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_episode_on_both_sides_of_a_split_is_told(tmp_path, capsys):
+    log = write_log(tmp_path / "log", [make_episode(4, seed=0)] * 2)
+    assert say("convert", log, "--out", tmp_path / "out", "--held-out", 0.5) == 0
+    assert "split-overlap" in capsys.readouterr().err
