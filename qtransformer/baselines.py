@@ -19,7 +19,7 @@ from qtransformer import backup, losses
 from qtransformer.batch import Batch
 from qtransformer.config import Algorithm
 from qtransformer.encoders.return_conditioned import RETURN_TO_GO, ReturnConditionedEncoder
-from qtransformer.learner import Figures, Learner, QTransformerLearner, masked_mean
+from qtransformer.learner import Figures, Learner, QTransformerLearner, frames_of, masked_mean
 from qtransformer.model import TokenOutputs
 
 _MAX_WEIGHT = 100.0  # of an imitated action (IQL, appendix B)
@@ -42,7 +42,7 @@ class BehaviourCloning(Learner):
 
     def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
         """Returns what the policy is shown of the first `number` steps."""
-        return _frames(batch, number)
+        return frames_of(batch, 0, number)
 
 
 class DecisionTransformer(BehaviourCloning):
@@ -57,7 +57,7 @@ class DecisionTransformer(BehaviourCloning):
     def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
         """Returns the observations, and the return to go in [0, 1]."""
         returns = self.scale.to_unit(batch.monte_carlo_returns[:, :number])
-        return {**_frames(batch, number), RETURN_TO_GO: returns}
+        return {**frames_of(batch, 0, number), RETURN_TO_GO: returns}
 
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step, and lets the policy ask for the best return to go that it has seen."""
@@ -89,7 +89,7 @@ class ImplicitQLearning(QTransformerLearner):
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Returns expectile error of V (eq. 5) + squared error of Q (eq. 6) + weighted cross-entropy (eq. 7)."""
         T = self.policy.model.window
-        observations, tokens = _frames(batch, T), self.policy.tokenizer.encode(batch.actions[:, :T])
+        observations, tokens = frames_of(batch, 0, T), self.policy.tokenizer.encode(batch.actions[:, :T])
         values, outputs = self.policy.model.state_values(observations), self.policy.model(observations, tokens)
         targets, labels, is_valid = self.implicit_targets(batch), self.labels(tokens), batch.is_valid[:, :T]
         value_error = masked_mean(losses.expectile(values, targets.q_logged, self.config.expectile), is_valid)
@@ -116,7 +116,7 @@ class ImplicitQLearning(QTransformerLearner):
         """Returns the target of V, from the target network, and that of Q, from the V that is being learnt."""
         T = self.target.model.window
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
-        q_values = self.target.model(_frames(batch, T), tokens).q_values[..., -1, :]
+        q_values = self.target.model(frames_of(batch, 0, T), tokens).q_values[..., -1, :]
         is_known = batch.is_valid & (batch.terminations | batch.has_successor)
         returns = backup.environment_steps_targets(
             batch.rewards,
@@ -137,11 +137,6 @@ class ImplicitQLearning(QTransformerLearner):
 def implicit_weights(advantages: Float[Tensor, "*batch"], inverse_temperature: int | float) -> Float[Tensor, "*batch"]:
     """Returns exp(inverse temperature * (Q - V)), at most 100: how much an action is imitated (IQL, eq. 7)."""
     return (inverse_temperature * advantages).exp().clamp_max(_MAX_WEIGHT)
-
-
-def _frames(batch: Batch, number: int) -> dict[str, Tensor]:
-    """Returns the first `number` observations of each segment."""
-    return {key: value[:, :number] for key, value in batch.observations.items()}
 
 
 LEARNERS: dict[Algorithm, type[Learner]] = {

@@ -12,6 +12,21 @@ from typing import Any, Literal
 
 ObservationKind = Literal["state", "image", "text", "embedding"]
 Dones = Literal["infer", "success", "last-step", "both"]
+Balance = Literal["steps", "task", "success", "return"]
+FLAT_KEY = "state"  # what a bare observation is called
+
+
+def flatten_observation(observation: Any, prefix: str = "") -> dict[str, Any]:
+    """Returns the leaves of a (nested) observation by "/"-joined key; a bare one is named "state".
+
+    The parts of a tuple are named `_index_0`, `_index_1`, ..., as Minari does.
+    """
+    if isinstance(observation, tuple):
+        observation = {f"_index_{index}": part for index, part in enumerate(observation)}
+    if not isinstance(observation, Mapping):
+        return {prefix or FLAT_KEY: observation}
+    parts = [flatten_observation(part, f"{prefix}/{key}" if prefix else str(key)) for key, part in observation.items()]
+    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 @dataclass(frozen=True)
@@ -72,13 +87,14 @@ class DatasetSpec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> DatasetSpec:
         """Inverse of `to_json` (also after a round trip through a JSON file, where tuples became lists)."""
-        observations = tuple(ObservationSpec(**_tuples(each)) for each in data["observations"])
+        observations = tuple(ObservationSpec(**tuples(each)) for each in data["observations"])
         rest = {key: data[key] for key in ("control_hz", "environment_id", "environment_kwargs")}
         ignored = tuple(data.get("ignored_observations", ()))
-        return cls(observations, ActionSpec(**_tuples(data["actions"])), **rest, ignored_observations=ignored)
+        return cls(observations, ActionSpec(**tuples(data["actions"])), **rest, ignored_observations=ignored)
 
 
-def _tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+def tuples(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a JSON object, lists as tuples again."""
     return {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
 
 

@@ -13,12 +13,10 @@ from math import log2
 from pathlib import Path
 from typing import Any, Literal
 
-from qtransformer.batch import ReadOptions
+from qtransformer.batch import Balance, ReadOptions, tuples
 
 Algorithm = Literal["q_transformer", "behaviour_cloning", "implicit_q_learning", "decision_transformer"]
 Preset = Literal["default", "paper", "cql"]
-Balance = Literal["steps", "task", "success", "return"]
-Storage = Literal["auto", "memory", "mapped", "file"]
 
 # These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
 ACT_BY_DENSITY: frozenset[Algorithm] = frozenset({"behaviour_cloning", "implicit_q_learning", "decision_transformer"})
@@ -34,10 +32,6 @@ class RunError(Exception):
 def _require(name: str, value: Any, is_sound: bool, rule: str) -> None:
     if not is_sound:
         raise RunError(f"{name} ({value}) must {rule}; change --{name.replace('_', '-')}")
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -176,8 +170,6 @@ class DataConfig(ReadOptions):
     """Codes of errors of the check (`qtransformer inspect` shows them) to train in spite of."""
     balance: Balance = "steps"
     """What is drawn equally often: every step; every task; failures and successes; or, by rank, better returns more."""
-    storage: Storage = "auto"
-    """Where images wait: in memory, in a memory-mapped file beside the log, or in the log itself."""
     memory_limit: str | None = None
     """Most memory that the log may take, as in 4GB or 500MB; without, a share of what is free."""
 
@@ -248,7 +240,7 @@ class TrainConfig:
     def from_json(cls, data: Mapping[str, Any]) -> TrainConfig:
         """Inverse of `to_json`."""
         nested = {"data": DataConfig, "tokens": TokenConfig, "model": ModelConfig, "learning": LearningConfig}
-        built = {key: each(**_tuples(data[key])) for key, each in nested.items()}
+        built = {key: each(**tuples(data[key])) for key, each in nested.items()}
         return cls(**{**data, **built, "dataset": Path(data["dataset"]), "out": Path(data["out"])})
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import gymnasium
 import numpy as np
 
+from qtransformer.batch import flatten_observation
 from qtransformer.config import RunError
 
 Observation = Mapping[str, np.ndarray]
@@ -178,9 +179,8 @@ class _Slot:
 
     def observed(self) -> Observation:
         """Returns the newest observation by key as in a log: nested keys joined by "/", a plain array is `state`."""
-        if not isinstance(self.observation, Mapping):
-            return {"state": self.observation}
-        return {key: value for key, value in _flatten(self.observation).items() if key not in self.ignored}
+        leaves = flatten_observation(self.observation)
+        return {key: value for key, value in leaves.items() if key not in self.ignored}
 
     def step(self, action: np.ndarray) -> EpisodeOutcome | None:
         """Advances the episode; returns its outcome when it ends."""
@@ -195,10 +195,3 @@ class _Slot:
         )
         success = bool(info["success"] if has_word else self.episode_return > 0)
         return EpisodeOutcome(self.seed, success, self.episode_return, self.length)
-
-
-def _flatten(observation: Mapping[str, Any], prefix: str = "") -> dict[str, np.ndarray]:
-    flat: dict[str, np.ndarray] = {}
-    for key, value in observation.items():
-        flat |= _flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat

@@ -137,7 +137,7 @@ class QTransformerLearner(Learner):
         """Returns squared error + alpha * regulariser + density weight * cross-entropy, averaged over real tokens."""
         T = self.policy.model.window
         tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
-        outputs = self.policy.model(_frames(batch, 0, T), tokens)
+        outputs = self.policy.model(frames_of(batch, 0, T), tokens)
         targets = self.targets(batch)
         labels = self.labels(tokens)
         is_valid = batch.is_valid[:, :T].unsqueeze(-1).expand_as(tokens)
@@ -174,7 +174,7 @@ class QTransformerLearner(Learner):
         """
         T = self.target.model.window
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
-        token_values = self.target.values(self.target.model(_frames(batch, 0, T), tokens))
+        token_values = self.target.values(self.target.model(frames_of(batch, 0, T), tokens))
         is_known = batch.is_valid & (batch.terminations | batch.has_successor)
         returns = backup.environment_steps_targets(
             batch.rewards,
@@ -199,7 +199,7 @@ class QTransformerLearner(Learner):
     def _next_values(self, batch: Batch) -> Float[Tensor, "batch steps"]:
         """Returns, in the log's unit, the value of the state after each step of the segment, look-ahead included."""
         T, num_shifts = self.target.model.window, self.config.environment_steps
-        shifted = [_frames(batch, shift, T) for shift in range(1, num_shifts + 1)]
+        shifted = [frames_of(batch, shift, T) for shift in range(1, num_shifts + 1)]
         windows = {key: torch.cat([each[key] for each in shifted]) for key in shifted[0]}
         first, *further = self._state_values(windows).chunk(num_shifts)
         return self.scale.from_unit(torch.cat([first, *(each[:, -1:] for each in further)], dim=1))
@@ -268,7 +268,7 @@ def _label_tables(
     return torch.cat(tables).to(tokenizer.low.device)
 
 
-def _frames(batch: Batch, first: int, number: int) -> dict[str, Tensor]:
+def frames_of(batch: Batch, first: int, number: int) -> dict[str, Tensor]:
     """Returns `number` observations of each segment, from `first` on."""
     return {key: value[:, first : first + number] for key, value in batch.observations.items()}
 

@@ -117,16 +117,19 @@ class Convert:
 
     def run(self) -> None:
         """Converts, then prints where to."""
-        from qtransformer.training_log import print_findings, select_episodes
+        from qtransformer.training_log import print_findings, select
         from qtransformer_datasets.check import check_split
         from qtransformer_datasets.convert import convert_dataset
         from qtransformer_datasets.formats import open_datasets
-        from qtransformer_datasets.selection import select_observations, split
+        from qtransformer_datasets.selection import split
 
-        wanted = DataConfig(task=self.task, min_return=self.min_return, only_successful=self.success)
-        dataset = select_episodes(open_datasets(self.paths, self.read), wanted)
-        if self.observations:
-            dataset = select_observations(dataset, self.observations)
+        wanted = DataConfig(
+            task=self.task,
+            min_return=self.min_return,
+            only_successful=self.success,
+            observations=self.observations,
+        )
+        dataset = select(open_datasets(self.paths, self.read), wanted)
         parts = {self.out: dataset}
         if self.held_out is not None:
             training, held_out = split(dataset, self.held_out, self.seed)

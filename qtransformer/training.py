@@ -105,7 +105,7 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         batch_size=config.batch_size,
         discount=config.return_discount,
         seed=config.seed,
-        options=LoadingOptions(config.data.balance, config.data.storage, config.data.memory_limit_bytes),
+        options=LoadingOptions(config.data.balance, memory_limit=config.data.memory_limit_bytes),
     )
     info = {
         "config": config.to_json(),
@@ -215,7 +215,7 @@ def _saver(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str,
 def _say_what_bounds(waited: float) -> None:
     """Prints whether training waits for data, by the share of the time that went into waiting."""
     if waited > 0.5:
-        advice = "data-bound: keep images in --storage memory or mapped, or train a larger model for the same price"
+        advice = "data-bound: a larger model would train at the same price"
     else:
         advice = "compute-bound: a faster disk would not help"
     Console(stderr=True).print(f"{waited:.1%} of the time waits for data; {advice}", highlight=False)

@@ -31,17 +31,19 @@ def read_log(path: Path | str, data: DataConfig) -> EpisodeDataset:
     return _select_keys(open_dataset(path, data), data)
 
 
-def select_episodes(dataset: EpisodeDataset, data: DataConfig) -> EpisodeDataset:
-    """Returns the episodes that `data` asks for.
+def select(dataset: EpisodeDataset, data: DataConfig) -> EpisodeDataset:
+    """Returns the episodes and the observation keys that `data` asks for.
 
     Raises:
-        DatasetError: there are none.
+        DatasetError: there are no such episodes, or a key is missing.
     """
     if data.task is not None:
         dataset = selection.with_task(dataset, data.task)
     if data.min_return is not None:
         dataset = selection.with_min_return(dataset, data.min_return)
-    return selection.only_successful(dataset) if data.only_successful else dataset
+    if data.only_successful:
+        dataset = selection.only_successful(dataset)
+    return _select_keys(dataset, data)
 
 
 def open_training_log(config: TrainConfig) -> EpisodeDataset:
@@ -50,8 +52,7 @@ def open_training_log(config: TrainConfig) -> EpisodeDataset:
     Raises:
         DatasetError: the log cannot be read, or holds none.
     """
-    data = config.data
-    return _select_keys(select_episodes(open_dataset(config.dataset, data), data), data)
+    return select(open_dataset(config.dataset, config.data), config.data)
 
 
 def warn_if_log_changed(origin: Mapping[str, Any]) -> None:

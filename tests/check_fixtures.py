@@ -13,7 +13,7 @@ from dataset_fixtures import make_episode, make_spec
 from qtransformer.batch import ObservationSpec
 from qtransformer_datasets.check import Finding, check_dataset
 from qtransformer_datasets.frames import Frames, Rows
-from qtransformer_datasets.schema import Episode, EpisodeDataset, fingerprint
+from qtransformer_datasets.schema import Episode, EpisodeDataset
 
 CAMERA = ObservationSpec("camera", (8, 8, 3), "uint8", "image")
 INSTRUCTION = ObservationSpec("instruction", (), "str", "text")
@@ -42,7 +42,7 @@ def log_of(*episodes: Episode, extra: tuple[ObservationSpec, ...] = ()) -> Episo
     """Returns the dataset of the episodes; `extra` are the specs of observations besides `state`."""
     spec = make_spec()
     spec = replace(spec, observations=(*spec.observations, *extra))
-    return EpisodeDataset(Path("log"), spec, episodes, "minari", fingerprint(spec, episodes))
+    return EpisodeDataset(Path("log"), spec, episodes, "minari")
 
 
 def with_rows(episode: Episode, **observations: Rows) -> Episode:

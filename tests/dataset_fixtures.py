@@ -7,7 +7,7 @@ import numpy as np
 
 from qtransformer.batch import ActionSpec, DatasetSpec
 from qtransformer_datasets.formats.specs import describe_state
-from qtransformer_datasets.schema import Episode, EpisodeDataset, fingerprint
+from qtransformer_datasets.schema import Episode, EpisodeDataset
 
 POINT_ID = "test/Point-v0"
 SILENT_ID = "test/Silent-v0"
@@ -117,4 +117,4 @@ def make_episode(num_steps=3, *, keys=("state",), seed=0, success=True, final=Tr
 
 def make_dataset(tmp_path, episodes, keys=("state",)):
     spec, episodes = make_spec(keys), tuple(episodes)
-    return EpisodeDataset(tmp_path, spec, episodes, "minari", fingerprint(spec, episodes))
+    return EpisodeDataset(tmp_path, spec, episodes, "minari")

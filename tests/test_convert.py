@@ -16,7 +16,7 @@ from qtransformer_datasets.convert import convert_dataset
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.frames import Frames
 from qtransformer_datasets.recorder import Recorder
-from qtransformer_datasets.schema import DatasetError, EpisodeDataset, fingerprint
+from qtransformer_datasets.schema import DatasetError, EpisodeDataset
 from qtransformer_datasets.selection import merge, only_successful
 
 T = 3
@@ -129,7 +129,7 @@ def test_images_in_memory_count_as_raw_ones(tmp_path):
         replace(each, observations={key: rows[:] for key, rows in each.observations.items()})
         for each in dataset.episodes
     )
-    loaded = EpisodeDataset(tmp_path, dataset.spec, episodes, "npz", fingerprint(dataset.spec, episodes))
+    loaded = EpisodeDataset(tmp_path, dataset.spec, episodes, "npz")
     assert loaded.fingerprint == dataset.fingerprint
     assert convert_dataset(loaded, tmp_path / "out").fingerprint == dataset.fingerprint
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
-from qtransformer_datasets.episode_buffer import EpisodeBuffer, flatten
+from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec, flatten_observation
+from qtransformer_datasets.episode_buffer import EpisodeBuffer
 from qtransformer_datasets.formats.specs import describe_state
 from qtransformer_datasets.schema import DatasetError
 
@@ -26,13 +26,13 @@ def observe(value=0, **changes):
 
 def test_flatten_joins_nested_keys_and_numbers_the_parts_of_a_tuple():
     nested = {"robot": {"arm": 1, "hands": (2, {"left": 3})}, "task": "lift"}
-    assert flatten(nested) == {
+    assert flatten_observation(nested) == {
         "robot/arm": 1,
         "robot/hands/_index_0": 2,
         "robot/hands/_index_1/left": 3,
         "task": "lift",
     }
-    assert flatten(5) == {"state": 5}
+    assert flatten_observation(5) == {"state": 5}
 
 
 def test_steps_become_an_episode():

@@ -121,3 +121,13 @@ def test_observations_that_were_left_out_are_left_out_in_the_simulator_too(tmp_p
     assert main(["train", "--dataset", str(log), "--out", str(run), *tiny]) == 0
     assert main(["evaluate", str(run), "--episodes", "2", "--import", "dataset_fixtures"]) == 0
     assert "of 2 episodes" in capsys.readouterr().out
+
+
+def test_tasks_stay_known_where_their_text_is_left_out(tasks, tmp_path):
+    settings = {"observations": ("arm", "cup"), "balance": "task", "out": tmp_path / "run", "steps": 1}
+    run = train(make_config(dataset=tasks, **settings))
+    assert load_checkpoint(run).info["spec"]["ignored_observations"] == ["camera", "told"]
+    assert {each.instruction for each in open_training_log(make_config(dataset=tasks, **settings)).episodes} == {
+        "pick",
+        "push",
+    }

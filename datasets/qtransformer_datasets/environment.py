@@ -12,9 +12,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
+from qtransformer.batch import FLAT_KEY, ActionSpec, DatasetSpec, ObservationSpec
 
-from .formats.specs import FLAT_KEY, describe_state
+from .formats.specs import describe_state
 from .schema import DatasetError
 
 

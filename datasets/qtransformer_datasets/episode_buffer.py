@@ -6,29 +6,14 @@ leaves the episode as it was. Observations come as an environment or a robot giv
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from qtransformer.batch import DatasetSpec, ObservationSpec
+from qtransformer.batch import DatasetSpec, ObservationSpec, flatten_observation
 
-from .formats.specs import FLAT_KEY
 from .minari_writer import can_hold_text
 from .schema import DatasetError, Episode
-
-
-def flatten(observation: Any, prefix: str = "") -> dict[str, Any]:
-    """Returns the leaves of a (nested) observation by "/"-joined key; a bare one is named "state".
-
-    The parts of a tuple are named `_index_0`, `_index_1`, ..., as Minari does.
-    """
-    if isinstance(observation, tuple):
-        observation = {f"_index_{index}": part for index, part in enumerate(observation)}
-    if not isinstance(observation, Mapping):
-        return {prefix or FLAT_KEY: observation}
-    parts = [flatten(value, f"{prefix}/{key}" if prefix else str(key)) for key, value in observation.items()]
-    return {key: leaf for part in parts for key, leaf in part.items()}
 
 
 class EpisodeBuffer:
@@ -104,7 +89,7 @@ class EpisodeBuffer:
 
 
 def _check_observation(spec: DatasetSpec, observation: Any, where: str) -> dict[str, np.ndarray]:
-    leaves = flatten(observation)
+    leaves = flatten_observation(observation)
     expected, found = sorted(each.name for each in spec.observations), sorted(leaves)
     if expected != found:
         raise DatasetError(f"{where}: the observation must have the keys {expected}, got {found}")

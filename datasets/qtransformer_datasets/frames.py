@@ -60,6 +60,11 @@ class Frames(ABC):
 Rows: TypeAlias = np.ndarray | Frames
 
 
+def is_image(rows: Rows) -> bool:
+    """Returns whether rows are images, in memory or still in their file."""
+    return isinstance(rows, Frames) or (rows.dtype == np.uint8 and rows.ndim == 4)
+
+
 def blocks(rows: Rows) -> Iterator[np.ndarray]:
     """Yields the rows of an array or of frames in order, some megabytes at a time."""
     size = max(1, _BLOCK_BYTES // max(1, int(np.prod(rows.shape[1:])) * rows.dtype.itemsize))

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from .cache import cache_file, only_one, read_record, write_durably, write_record
-from .frames import Frames, Rows, blocks
+from .frames import Frames, Rows, blocks, is_image
 from .schema import DatasetError, EpisodeDataset
 
 NUM_VALUES = 256  # of a uint8 pixel
@@ -186,11 +186,6 @@ class Images:
                     yield block
                     bar.advance(task, len(block))
         write_record(self._record, {**self._identity, "histogram": counts.tolist()})
-
-
-def is_image(rows: Rows) -> bool:
-    """Returns whether rows are images, in memory or in their file."""
-    return isinstance(rows, Frames) or (rows.dtype == np.uint8 and rows.ndim == 4)
 
 
 def _count(counts: np.ndarray, block: np.ndarray) -> None:

@@ -16,14 +16,13 @@ from typing import Literal
 import h5py
 import numpy as np
 
-from qtransformer.batch import DatasetSpec, ObservationSpec
+from qtransformer.batch import FLAT_KEY, DatasetSpec, ObservationSpec
 
 from .formats.hdf5 import MAX_DEPTH
 from .formats.hdf5_frames import MIN_SIDE
 from .formats.images import compression
 from .formats.minari_metadata import is_jpeg_shape
-from .formats.specs import FLAT_KEY
-from .frames import Frames, Rows, blocks
+from .frames import Frames, Rows, blocks, is_image
 from .schema import DatasetError, Episode
 
 ImageStorage = Literal["raw", "jpeg"]
@@ -173,9 +172,11 @@ def _problem(spec: ObservationSpec, images: ImageStorage) -> str | None:
 
 
 def _write_rows(group: h5py.Group, name: str, rows: Rows, images: ImageStorage) -> None:
-    if isinstance(rows, Frames) or (rows.dtype == np.uint8 and rows.ndim == 4):
+    if is_image(rows):
         _write_images(group, name, rows, images)
-    elif rows.dtype.kind == "U":
+        return
+    assert isinstance(rows, np.ndarray)
+    if rows.dtype.kind == "U":
         wrong = next((text for text in rows.tolist() if not can_hold_text(text)), None)
         if wrong is not None:
             raise DatasetError(

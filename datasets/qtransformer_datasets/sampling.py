@@ -11,13 +11,13 @@ share a batch agree on it without a word. An episode has a weight, and its steps
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
 
 import numpy as np
 
+from qtransformer.batch import Balance
+
 from .schema import DatasetError, Episode, EpisodeDataset
 
-Balance: TypeAlias = Literal["steps", "task", "success", "return"]
 _SEEDS = 2**64
 
 

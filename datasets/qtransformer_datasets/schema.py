@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from qtransformer.batch import DatasetSpec
 
-from .frames import Frames, Rows, blocks
+from .frames import Frames, Rows, blocks, is_image
 
 
 class DatasetError(Exception):
@@ -45,6 +46,8 @@ class Episode:
     success: bool | None = None
     seed: int | None = None
     source: str = ""
+    task: str | None = None
+    """The instruction, where the text that held it was left out of the observations."""
     has_final_observation: bool = True
 
     @property
@@ -58,7 +61,7 @@ class Episode:
         for rows in self.observations.values():
             if isinstance(rows, np.ndarray) and rows.dtype.kind == "U" and len(rows):
                 return str(rows[0])
-        return None
+        return self.task
 
     def length_problems(self) -> list[str]:
         """Returns one sentence for every array whose length contradicts the number of actions; empty when sound."""
@@ -78,16 +81,14 @@ class Episode:
 class EpisodeDataset:
     """Episodes that share one spec.
 
-    `fingerprint` depends on their content alone, not on the file that held them. `rules` says in words how the file's
-    marks were read: "terminated", "truncated", "success", "final observation", and whatever else was inferred. `notes`
-    are sentences for the user about this very file.
+    `rules` says in words how the file's marks were read: "terminated", "truncated", "success", "final observation", and
+    whatever else was inferred. `notes` are sentences for the user about this very file.
     """
 
     path: Path
     spec: DatasetSpec
     episodes: tuple[Episode, ...]
     dialect: str
-    fingerprint: str
     rules: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -108,10 +109,18 @@ class EpisodeDataset:
         known = [episode.success for episode in self.episodes if episode.success is not None]
         return sum(known) / len(known) if known else None
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """A name for the content alone, whatever file held it; asked for the first time, all of it is read.
+
+        Raises:
+            DatasetError: an image cannot be read from its file.
+        """
+        return fingerprint(self.spec, self.episodes)
+
     def with_episodes(self, episodes: Iterable[Episode]) -> EpisodeDataset:
-        """Returns the dataset of these episodes, with a fingerprint of its own."""
-        chosen = tuple(episodes)
-        return replace(self, episodes=chosen, fingerprint=fingerprint(self.spec, chosen))
+        """Returns the dataset of these episodes."""
+        return replace(self, episodes=tuple(episodes))
 
 
 def fingerprint(spec: DatasetSpec, episodes: Iterable[Episode]) -> str:
@@ -135,12 +144,12 @@ def _header(name: str, rows: Rows) -> str:
 
 
 def _bytes_of(rows: Rows) -> Iterator[bytes]:
-    if isinstance(rows, Frames) or (rows.dtype == np.uint8 and rows.ndim == 4):
+    if is_image(rows):
         stored = rows.stored_rows() if isinstance(rows, Frames) else (frame.tobytes() for frame in rows)
         for data in stored:  # images in memory count as raw ones in a file do
             yield f"{len(data)}:".encode() + data
     elif rows.dtype.kind == "U":
-        yield json.dumps(rows.tolist()).encode()
+        yield json.dumps(np.asarray(rows).tolist()).encode()
     else:
         yield from (np.ascontiguousarray(block).tobytes() for block in blocks(rows))
 

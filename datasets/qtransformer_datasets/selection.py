@@ -1,6 +1,6 @@
 """Choosing from a dataset and joining datasets: by success, return, task, observation key; split by episode.
 
-Special about this file: each function returns a new dataset with a fingerprint of its own, and refuses to return an
+Special about this file: each function returns a new dataset, and refuses to return an
 empty one. Nothing is copied: the episodes are the same objects.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .schema import DatasetError, Episode, EpisodeDataset, fingerprint
+from .schema import DatasetError, Episode, EpisodeDataset
 
 
 def only_successful(dataset: EpisodeDataset) -> EpisodeDataset:
@@ -60,10 +60,14 @@ def select_observations(dataset: EpisodeDataset, keys: Sequence[str]) -> Episode
     ignored = (*dataset.spec.ignored_observations, *(key for key in known if key not in keys))
     spec = replace(dataset.spec, observations=chosen, ignored_observations=ignored)
     episodes = tuple(
-        replace(episode, observations={each.name: episode.observations[each.name] for each in spec.observations})
+        replace(
+            episode,
+            observations={each.name: episode.observations[each.name] for each in spec.observations},
+            task=episode.instruction,
+        )
         for episode in dataset.episodes
     )
-    return replace(dataset, spec=spec, episodes=episodes, fingerprint=fingerprint(spec, episodes))
+    return replace(dataset, spec=spec, episodes=episodes)
 
 
 def split(dataset: EpisodeDataset, held_out: float, seed: int = 0) -> tuple[EpisodeDataset, EpisodeDataset]:

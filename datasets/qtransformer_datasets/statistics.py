@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .cache import cache_file, read_record, write_record
-from .image_rows import NUM_VALUES, Images, is_image
+from .frames import is_image
+from .image_rows import NUM_VALUES, Images
 from .schema import EpisodeDataset
 
 QUANTILES = {"q01": 0.01, "q25": 0.25, "q50": 0.5, "q75": 0.75, "q99": 0.99}

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from qtransformer.batch import Batch
+from qtransformer.batch import Balance, Batch
 
-from .frames import Rows
-from .image_rows import MemoryRows, RowSource, is_image
+from .frames import Rows, is_image
+from .image_rows import MemoryRows, RowSource
 from .returns import monte_carlo_returns
-from .sampling import Balance, StartSampler, step_weights
+from .sampling import StartSampler, step_weights
 from .schema import DatasetError, Episode, EpisodeDataset
 from .storage import Storage, check_memory, open_images
 

@@ -17,7 +17,7 @@ import numpy as np
 from qtransformer.batch import DatasetSpec
 
 from ..frames import Rows
-from ..schema import DatasetError, Episode, EpisodeDataset, fingerprint
+from ..schema import DatasetError, Episode, EpisodeDataset
 from .rows import join_rows
 from .specs import check_agreement, derive_actions, derive_observations
 
@@ -154,7 +154,6 @@ def make_dataset(
         spec=spec,
         episodes=tuple(episodes),
         dialect=dialect,
-        fingerprint=fingerprint(spec, episodes),
         rules={**rules, "action limits": limits_rule},
         notes=tuple(notes),
         metadata=metadata,

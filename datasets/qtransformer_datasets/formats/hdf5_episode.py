@@ -9,11 +9,13 @@ from __future__ import annotations
 import h5py
 import numpy as np
 
+from qtransformer.batch import FLAT_KEY
+
 from ..frames import Rows
 from ..schema import DatasetError
 from .hdf5 import is_text, leaves, place, read_array, read_text
 from .hdf5_frames import is_image, open_frames
-from .specs import FLAT_KEY, natural_order
+from .specs import natural_order
 
 
 def read_vector(dataset: h5py.Group | h5py.Dataset, dtype: type) -> np.ndarray:

@@ -17,7 +17,7 @@ import numpy as np
 from qtransformer.batch import DatasetSpec, ObservationSpec, ReadOptions
 
 from ..frames import Rows
-from ..schema import DatasetError, Episode, EpisodeDataset, fingerprint
+from ..schema import DatasetError, Episode, EpisodeDataset
 from .lerobot_labels import DONE, REWARD, SUCCESS, Labels, Marks, label
 from .lerobot_meta import INFO_NAME, OLD_INFO_NAME, EpisodeEntry, Feature, Meta, read_meta
 from .lerobot_video import VideoIndex, cut_clip, index_video
@@ -84,7 +84,6 @@ def read(path: Path, options: ReadOptions) -> EpisodeDataset:
         spec=spec,
         episodes=episodes,
         dialect="lerobot",
-        fingerprint=fingerprint(spec, episodes),
         rules={**rules, "action limits": limits_rule},
         notes=(*notes, *_notes(meta, observed)),
         metadata=meta.info,

@@ -15,7 +15,7 @@ import numpy as np
 
 from qtransformer.batch import ReadOptions
 
-from ..schema import DatasetError, Episode, EpisodeDataset, fingerprint
+from ..schema import DatasetError, Episode, EpisodeDataset
 from .hdf5 import children, member, open_hdf5, place, read_array, read_attribute, root_names
 from .hdf5_episode import read_actions, read_observations, read_vector
 from .minari_metadata import SPEC_KEY, read_metadata, read_spec
@@ -90,7 +90,6 @@ def read(path: Path, options: ReadOptions) -> EpisodeDataset:
         spec=spec,
         episodes=tuple(episodes),
         dialect="minari",
-        fingerprint=fingerprint(spec, episodes),
         rules={**_rules(found, is_ours), "action limits": limits_rule},
         notes=_interruption(folder / UNMERGED_NAME) if is_interrupted else (),
         metadata=metadata,

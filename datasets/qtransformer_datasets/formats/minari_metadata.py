@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
+from qtransformer.batch import FLAT_KEY, ActionSpec, DatasetSpec, ObservationSpec
 
 from ..schema import DatasetError, Episode
-from .specs import FLAT_KEY, derive_actions, derive_observations, natural_order
+from .specs import derive_actions, derive_observations, natural_order
 
 METADATA_NAME = "metadata.json"
 SPEC_KEY = "qtransformer_spec"

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qtransformer.batch import ReadOptions
+from qtransformer.batch import FLAT_KEY, ReadOptions
 
 from ..schema import DatasetError, Episode, EpisodeDataset
 from .flat import FlatLog, as_flags, check_lengths, make_dataset, spans
 from .npz import npz_names, read_npz
-from .specs import FLAT_KEY
 
 LAYOUT = "OGBench: an npz file with arrays observations, actions, terminals (and rewards, masks) of one length"
 _NAMES = frozenset({"observations", "actions", "terminals"})

@@ -13,10 +13,9 @@ import numpy as np
 
 from qtransformer.batch import ActionSpec, ObservationSpec
 
-from ..frames import Frames, Rows
+from ..frames import Rows, is_image
 from ..schema import DatasetError, Episode
 
-FLAT_KEY = "state"  # what a bare array of observations is called
 _MAX_NAMED = 1024  # a depth image has no names for its elements
 
 
@@ -27,7 +26,7 @@ def derive_observations(observations: Mapping[str, Rows]) -> tuple[ObservationSp
 
 def derive_observation(key: str, rows: Rows) -> ObservationSpec:
     """Returns the spec of rows that nobody described; the elements of a vector are named `key[0]`, `key[1]`, ..."""
-    if isinstance(rows, Frames) or (rows.dtype == np.uint8 and rows.ndim == 4):
+    if is_image(rows):
         return ObservationSpec(key, tuple(rows.shape[1:]), "uint8", "image")
     if rows.dtype.kind == "U":
         return ObservationSpec(key, (), "str", "text")

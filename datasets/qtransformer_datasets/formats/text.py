@@ -8,7 +8,7 @@ import numpy as np
 
 from qtransformer.batch import ObservationSpec
 
-from ..schema import DatasetError, Episode, EpisodeDataset, fingerprint
+from ..schema import DatasetError, Episode, EpisodeDataset
 
 INSTRUCTION_KEY = "instruction"
 
@@ -28,7 +28,7 @@ def with_instruction(dataset: EpisodeDataset, instruction: str | None) -> Episod
         dataset.spec, observations=(*dataset.spec.observations, ObservationSpec(INSTRUCTION_KEY, (), "str", "text"))
     )
     episodes = tuple(_instructed(episode, instruction) for episode in dataset.episodes)
-    return replace(dataset, spec=spec, episodes=episodes, fingerprint=fingerprint(spec, episodes))
+    return replace(dataset, spec=spec, episodes=episodes)
 
 
 def _instructed(episode: Episode, instruction: str) -> Episode:
