@@ -10,7 +10,6 @@ It must not know what a model is: it stores named tensors and JSON.
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qtransformer.config import RunError
+from qtransformer.files import fsync
 
 FORMAT_VERSION = 3
 _KEPT = 2
@@ -69,10 +69,10 @@ def save_checkpoint(
         document = {"format_version": FORMAT_VERSION, **info, "versions": versions(), "git_revision": git_revision()}
         (beside / "checkpoint.json").write_text(json.dumps(document, indent=1))
         for path in (*beside.iterdir(), beside):
-            _sync(path)
+            fsync(path)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
-        _sync(final.parent)
+        fsync(final.parent)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
         raise CheckpointError(
             f"{final}: cannot be written ({error}); free space or choose another --out, then --resume"
@@ -132,11 +132,3 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -6,17 +6,9 @@ import time
 from multiprocessing import get_context
 from pathlib import Path
 
-import pytest
 from dataset_fixtures import make_dataset, make_episode
 
-from qtransformer_datasets.cache import (
-    cache_file,
-    cache_folder,
-    only_one,
-    read_record,
-    write_durably,
-    write_record,
-)
+from qtransformer_datasets.cache import cache_file, cache_folder, only_one, read_record, write_record
 
 
 def test_the_cache_lies_in_the_folder_of_a_dataset_or_beside_its_file(tmp_path):
@@ -70,21 +62,6 @@ def test_a_record_that_cannot_be_written_is_left(tmp_path):
     write_record(tmp_path / "missing" / "record.json", {})
     write_record(None, {})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_appears_when_it_is_complete(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-
-    def fail(file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_durably(path, fail)
-    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"old", [path])
-    write_durably(path, lambda file: file.write(b"new"))
-    assert (path.read_bytes(), list(tmp_path.iterdir())) == (b"new", [path])
 
 
 def _hold(path, entered):

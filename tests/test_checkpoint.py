@@ -68,7 +68,7 @@ def test_a_crash_while_writing_leaves_the_older_one(tmp_path, monkeypatch):
     def crash(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_sync", crash)  # everything is written, nothing renamed
+    monkeypatch.setattr(module, "fsync", crash)  # everything is written, nothing renamed
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 20)
     assert load_checkpoint(tmp_path).info["step"] == 10

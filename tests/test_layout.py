@@ -31,21 +31,11 @@ PACKAGES = {  # import name -> source root
 FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
-ORDER = ["batch", "config", "console", "tokens", "token_report", "normalization", "encoders", "hl_gauss"]
-ORDER += ["blocks", "model", "backup", "losses", "policy", "learner", "baselines", "checkpoint", "evaluation"]
-ORDER += ["report_plots", "report", "deploy", "loading", "predictions", "calibration", "alarms", "training_log"]
-ORDER += [
-    "explain_log",
-    "explain",
-    "explain_plots",
-    "explain_page",
-    "training",
-    "rollout",
-    "demo_report",
-    "demo",
-    "log_commands",
-    "cli",
-]
+ORDER = ["batch", "files", "config", "console", "tokens", "token_report", "normalization", "encoders"]
+ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "baselines", "checkpoint"]
+ORDER += ["evaluation", "report_plots", "report", "deploy", "loading", "predictions", "calibration", "alarms"]
+ORDER += ["training_log", "explain_log", "explain", "explain_plots", "explain_page", "training", "rollout"]
+ORDER += ["demo_report", "demo", "log_commands", "cli"]
 COMMAND_LINE = {
     "training_log",
     "training",
@@ -72,6 +62,8 @@ FORBIDDEN = {
         "gymnasium": {"collect", "environment", "record_episodes"},
     },
 }
+SHARED = ("batch", "files")  # what datasets may import of qtransformer
+STDLIB_ONLY = {"qtransformer.files"}  # beside our own that stand before them
 CONTROLLER = "qtransformer.deploy.controller"
 CONTROLLER_MAY_IMPORT = sys.stdlib_module_names | {"numpy", "onnxruntime"}
 
@@ -111,8 +103,10 @@ def import_violation(module: str, imported: str) -> str | None:
         return None if top in CONTROLLER_MAY_IMPORT else "is copied into the bundle: stdlib, numpy, onnxruntime only"
     if here not in FORBIDDEN[package].get(top, {here}):
         return f"{package} never imports {top}"
-    if package == "qtransformer_datasets" and top == "qtransformer" and rest[:1] != ["batch"]:
-        return "only qtransformer.batch is shared with datasets"
+    if module in STDLIB_ONLY and top not in {*sys.stdlib_module_names, "qtransformer"}:
+        return "needs the standard library alone"
+    if package == "qtransformer_datasets" and top == "qtransformer" and (not rest or rest[0] not in SHARED):
+        return f"only {', '.join(SHARED)} of qtransformer are shared with datasets"
     if package != "qtransformer" or top != "qtransformer":
         return None
     if here == "__init__" or module == "qtransformer.deploy.__init__":
@@ -227,8 +221,10 @@ def test_imports_follow_the_architecture():
         ("datasets/qtransformer_datasets/recorder.py", "import gymnasium", "never imports gymnasium"),
         ("datasets/qtransformer_datasets/collect.py", "import mujoco", "never imports mujoco"),
         ("datasets/qtransformer_datasets/collect.py", "import qtransformer_envs", "never imports qtransformer_envs"),
-        ("datasets/qtransformer_datasets/windows.py", "from qtransformer.config import X", "only qtransformer.batch"),
-        ("datasets/qtransformer_datasets/windows.py", "import qtransformer", "only qtransformer.batch"),
+        ("datasets/qtransformer_datasets/windows.py", "from qtransformer.config import X", "only batch, files"),
+        ("datasets/qtransformer_datasets/windows.py", "import qtransformer", "only batch, files"),
+        ("datasets/qtransformer_datasets/check.py", "from qtransformer import report", "only batch, files"),
+        ("qtransformer/files.py", "import numpy as np", "needs the standard library alone"),
     ],
 )
 def test_import_rules_bite(path: str, source: str, match: str):
@@ -248,6 +244,7 @@ def test_import_rules_bite(path: str, source: str, match: str):
         ("envs/qtransformer_envs/__init__.py", "import gymnasium, mujoco\nfrom qtransformer_envs.push import Push"),
         ("datasets/qtransformer_datasets/windows.py", "import h5py, torch\nfrom qtransformer.batch import Batch"),
         ("datasets/qtransformer_datasets/collect.py", "import gymnasium\nfrom . import recorder"),
+        ("datasets/qtransformer_datasets/cache.py", "import qtransformer.files"),
     ],
 )
 def test_import_rules_let_the_rest_through(path: str, source: str):

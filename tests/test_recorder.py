@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_fixtures import make_episode, make_spec
 
-from qtransformer_datasets import minari_writer
+from qtransformer import files
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.recorder import Recorder
 from qtransformer_datasets.schema import DatasetError
@@ -71,7 +71,7 @@ def test_finished_episodes_survive_a_kill(tmp_path):
     episodes = [make_episode(3, seed=seed) for seed in range(11)]
     for episode in episodes:
         recorder.record(episode)
-    (tmp_path / "run" / "data" / "unmerged" / ".episode_11.hdf5.tmp").write_bytes(b"half an episode")
+    (tmp_path / "run" / "data" / "unmerged" / ".episode_11.hdf5.71.tmp").write_bytes(b"half an episode")
     dataset = open_dataset(tmp_path / "run")  # never closed
     assert [episode.seed for episode in dataset.episodes] == list(range(11))
     assert dataset.notes == (
@@ -218,7 +218,7 @@ def test_an_episode_that_the_disk_refused_can_be_ended_again(tmp_path, monkeypat
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(minari_writer, "fsync", full)
+        patch.setattr(files, "fsync", full)
         with pytest.raises(DatasetError, match=r"episode_0.hdf5 cannot be written \(.*No space left.*\); make room or"):
             recorder.end_episode()
     assert list((tmp_path / "run" / "data" / "unmerged").iterdir()) == []

@@ -15,6 +15,7 @@ from dataset_fixtures import POINT_ID
 from fork_server import start_fork_server
 from kill_fixtures import CLOSED, EPISODES, STARTED, run_command
 
+from qtransformer.files import leftovers
 from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.formats import minari, open_dataset
 
@@ -86,7 +87,7 @@ def state(out: Path):
         return "nothing"
     if (data / minari.MAIN_NAME).exists():
         return "cleaning" if (data / minari.UNMERGED_NAME).exists() else "closed"
-    return "merging" if (data / f".{minari.MAIN_NAME}.tmp").exists() else "recording"
+    return "merging" if leftovers(data, minari.MAIN_NAME) else "recording"
 
 
 def assert_same(read, expected):

@@ -1,4 +1,4 @@
-"""Files derived from a dataset: where they lie, and writing them so that half of one is never taken for all of it.
+"""Files derived from a dataset: where they lie, which dataset they belong to, and who may write one.
 
     LOG/.qtransformer_cache/          beside the data of a folder (LOG.qtransformer_cache beside a file), or, where
                                       nothing can be written there, $XDG_CACHE_HOME/qtransformer
@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from glob import escape
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
+
+from qtransformer.files import leftovers, write_durably
 
 from .schema import EpisodeDataset
 
@@ -54,26 +56,9 @@ def write_record(path: Path | None, record: Mapping[str, Any]) -> None:
     """Writes a small JSON file, or leaves it where nothing can be written: it only saves time."""
     if path is not None:
         try:
-            write_durably(path, lambda file: file.write(json.dumps(record).encode()))
+            write_durably(path, lambda temporary: temporary.write_text(json.dumps(record)))
         except OSError:
             return
-
-
-def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file that appears under its name when it is complete and on the disk, and not before.
-
-    Raises:
-        OSError: the disk is full or fails; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -89,7 +74,7 @@ def only_one(path: Path) -> Iterator[None]:
 
     with path.with_name(f".{path.name}.lock").open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        for torn in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+        for torn in leftovers(path.parent, escape(path.name)):
             torn.unlink()
         try:
             yield

@@ -11,14 +11,16 @@ import itertools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
 from rich.console import Console
 from rich.progress import Progress
 
-from .cache import cache_file, only_one, read_record, write_durably, write_record
+from qtransformer.files import write_durably
+
+from .cache import cache_file, only_one, read_record, write_record
 from .frames import Frames, Rows, blocks, is_image
 from .schema import DatasetError, EpisodeDataset
 
@@ -168,12 +170,13 @@ class Images:
     def _known_histogram(self) -> list[list[int]] | None:
         return (read_record(self._record, self._identity) or {}).get("histogram")
 
-    def _write(self, file: BinaryIO) -> None:
+    def _write(self, path: Path) -> None:
         """Writes through the file and not through a map, where a full disk would be a signal instead of an error."""
-        npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
         counts = np.zeros((self.shape[-1], NUM_VALUES), np.int64)
-        for block in self._walk(counts, "writing the cache of"):
-            file.write(np.ascontiguousarray(block).data)
+        with path.open("wb") as file:
+            npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": self.shape})
+            for block in self._walk(counts, "writing the cache of"):
+                file.write(np.ascontiguousarray(block).data)
 
     def _walk(self, counts: np.ndarray, doing: str) -> Iterator[np.ndarray]:
         """Yields all images in order, under a progress bar; fills `counts`, and keeps them when it is through."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ import h5py
 import numpy as np
 
 from qtransformer.batch import FLAT_KEY, DatasetSpec, ObservationSpec
+from qtransformer.files import write_durably
 
 from .formats.hdf5 import MAX_DEPTH
 from .formats.hdf5_frames import MIN_SIDE
@@ -102,35 +102,16 @@ def can_hold_text(text: str) -> bool:
     return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def write_durably(path: Path, write: Callable[[Path], object]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Lets `write` make a file, which appears as `path` only when it is complete and on the disk.
 
     Raises:
         DatasetError: the disk is full, or not writable.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        write(temporary)
-        fsync(temporary)
-        temporary.replace(path)
-        fsync(path.parent)
-    except DatasetError:
-        temporary.unlink(missing_ok=True)
-        raise
+        write_durably(path, write)
     except (OSError, RuntimeError) as error:  # h5py raises either on a full disk
-        temporary.unlink(missing_ok=True)
         raise DatasetError(f"{path} cannot be written ({error}); make room or choose another disk") from error
-
-
-def fsync(path: Path) -> None:
-    """Waits until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name != "posix":  # elsewhere a folder cannot be opened, and the rename alone must do
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _check_names(names: list[str]) -> None:

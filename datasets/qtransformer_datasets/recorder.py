@@ -21,12 +21,13 @@ from typing import Any
 import h5py
 
 from qtransformer.batch import DatasetSpec
+from qtransformer.files import fsync, leftovers
 
 from .episode_buffer import EpisodeBuffer
 from .formats.hdf5 import handle, open_hdf5
 from .formats.minari import MAIN_NAME, UNMERGED_NAME, locate
 from .formats.minari_metadata import METADATA_NAME, SPEC_KEY, read_metadata, spaces
-from .minari_writer import ImageStorage, check_spec, fsync, mismatches, write_durably, write_episode
+from .minari_writer import ImageStorage, check_spec, mismatches, write_episode, write_file
 from .schema import DatasetError, Episode
 
 MINARI_VERSION = "0.5.3"
@@ -115,7 +116,7 @@ class Recorder:
             with h5py.File(temporary, "w") as file:
                 write_episode(file.create_group(name), episode, self.num_episodes, self._images)
 
-        write_durably(path, write)
+        write_file(path, write)
         self.num_episodes += 1
         self.num_steps += episode.num_steps
 
@@ -170,7 +171,7 @@ class Recorder:
             self.end_episode() if self.num_pending_steps else self.discard_episode()
         if self._pending():
             self._write_metadata()
-            write_durably(self._folder / MAIN_NAME, self._merge)
+            write_file(self._folder / MAIN_NAME, self._merge)
         self._is_open = False
         for file in self._unmerged.iterdir():
             file.unlink()
@@ -228,7 +229,7 @@ class Recorder:
 
     def _clean(self, files: list[Path]) -> None:
         pending = [file for file in files if file.parent == self._unmerged]
-        torn = [file for folder in (self._unmerged, self._folder) for file in folder.glob(".*.tmp")]  # write_durably's
+        torn = [file for folder in (self._unmerged, self._folder) for file in leftovers(folder)]
         if pending or torn:
             self.notes += (f"the recording was interrupted: its {self.num_episodes} finished episodes are kept",)
         self.notes += tuple(f"{file.name} was being written and is torn: removed" for file in torn)
@@ -279,7 +280,7 @@ class Recorder:
             SPEC_KEY: self.spec.to_json(),
         }
         text = json.dumps(metadata, indent=2)
-        write_durably(self._folder / METADATA_NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        write_file(self._folder / METADATA_NAME, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _lengths(path: Path) -> dict[str, int]:

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from qtransformer.batch import ReadOptions
+from qtransformer.files import leftovers
 
 from ..schema import DatasetError, Episode, EpisodeDataset
 from .hdf5 import children, member, open_hdf5, place, read_array, read_attribute, root_names
@@ -27,7 +28,6 @@ LAYOUT = "Minari: groups episode_0, episode_1, ... holding observations, actions
 _EPISODE = re.compile(r"episode_(\d+)(\.hdf5)?")
 _SUCCESS_FLAG = "infos/success true at any step"
 _SUCCESS_GUESS = "a termination in an episode whose rewards sum to more than zero"
-_TEMPORARY = ".episode_*.hdf5.tmp"
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _rules(found: list[_Read], is_ours: bool) -> dict[str, str]:
 
 
 def _interruption(folder: Path) -> tuple[str, ...]:
-    torn = len(list(folder.glob(_TEMPORARY)))
+    torn = len(leftovers(folder, "episode_*"))
     tail = f"; {torn} that was being written is torn and left out" if torn else ""
     return (f"the recording was interrupted: these are its finished episodes{tail}",)
 
