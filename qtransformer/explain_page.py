@@ -1,25 +1,24 @@
 """One page about a run on a log: an episode step by step, the bins of its tokens, alarms and calibration.
 
-A single file that fetches nothing and runs no script: steps are chosen by radio buttons, which a style sheet can see.
-Colours follow the reader's system. What is wide scrolls in a box of its own. It must not know torch or any file layout.
+Steps are chosen by radio buttons, which a style sheet can see: a page runs no script. What is wide scrolls in a box of
+its own. It must not know torch or any file layout.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
+from qtransformer import page
 from qtransformer.alarms import Alarm
 from qtransformer.calibration import Calibration, Group, Mean
 from qtransformer.config import RunError
 from qtransformer.explain import NO_VALUES, Bins, Check, Explanation, Moment
 from qtransformer.explain_log import ORIGINS
 from qtransformer.explain_plots import bins_chart, calibration_chart, number, padded, value_chart
-from qtransformer.report_plots import PALETTE
 
 _LAST_TOKEN = "This algorithm learns Q at the last token of an action alone; the other tokens show their density."
 _BEHAVIOUR = (
@@ -44,14 +43,9 @@ def write_page(explanation: Explanation, path: Path) -> None:
     Raises:
         RunError: it cannot be written there.
     """
-    page, temporary = render(explanation), path.with_name(f".{path.name}.{os.getpid()}")
+    html = render(explanation)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(page, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        page.write(html, path)
     except OSError as error:
         raise RunError(f"--out {path}: cannot be written ({error.strerror}); choose another file") from error
 
@@ -60,17 +54,17 @@ def render(explanation: Explanation) -> str:
     """Returns the page as HTML."""
     episode = explanation.episode
     sections = [
-        _section(f"Along episode {episode.number}", _along(explanation)),
-        _section("Every bin of every token", _tokens(explanation)),
-        *(_section(f"Predicted against realised: episodes {each.origin}", _check(each)) for each in explanation.checks),
-        _section("How this was made", [_facts(explanation.facts)]),
+        page.section(f"Along episode {episode.number}", _along(explanation)),
+        page.section("Every bin of every token", _tokens(explanation)),
+        *(
+            page.section(f"Predicted against realised: episodes {each.origin}", _check(each))
+            for each in explanation.checks
+        ),
+        page.section("How this was made", [page.facts(explanation.facts.items())]),
     ]
-    return _PAGE.format(
-        title=escape(explanation.title),
-        introduction="\n".join(_introduction(explanation)),
-        style=_colours() + _STYLE + "".join(_mark_at(moment.step) for moment in episode.moments),
-        sections="\n".join(sections),
-    )
+    style = _STYLE + "".join(_mark_at(moment.step) for moment in episode.moments)
+    introduction = "\n".join(_introduction(explanation))
+    return page.fill(escape(explanation.title), introduction, sections, style, has_images=False)
 
 
 def _introduction(explanation: Explanation) -> Iterator[str]:
@@ -91,7 +85,7 @@ def _along(explanation: Explanation) -> Iterator[str]:
     names = {"return": "Monte-Carlo return, realised"}
     if episode.predictions is not None:
         names |= {"logged": "Q of the logged action", "greedy": "V, value of the state"}
-    yield _legend((f"curve {kind}", text) for kind, text in names.items())
+    yield _legend({f"curve {kind}": text for kind, text in names.items()})
     yield f'<div class="card scroll" tabindex="0">{value_chart(episode)}</div>'
 
 
@@ -106,7 +100,7 @@ def _tokens(explanation: Explanation) -> Iterator[str]:
         names["up"] = "Q, upwards from the least of the step"
     if first[0].density is not None:
         names["down"] = "density"
-    yield _legend(names.items())
+    yield _legend(names)
     moments = "\n".join(_moment(explanation, index) for index in range(len(explanation.episode.moments)))
     yield f'<fieldset class="steps"><legend>Step</legend>\n{moments}\n</fieldset>'
 
@@ -119,10 +113,10 @@ def _moment(explanation: Explanation, index: int) -> str:
     if episode.predictions is not None:
         value, q_logged = (float(each[step]) for each in (episode.predictions.values, episode.predictions.q_logged))
         said = f"V {number(value)}, Q of the logged action {number(q_logged)}, {said}"
-    figures = "\n".join(_figures(moment, explanation.token_names))
+    figures = page.grid(_figures(moment, explanation.token_names))
     return (
         f'<input type="radio" name="step" id="step-{step}"{checked}><label for="step-{step}">{step}</label>\n'
-        f'<div class="moment"><p>Step {step}: {said}.</p>\n<div class="grid">\n{figures}\n</div></div>'
+        f'<div class="moment"><p>Step {step}: {said}.</p>\n{figures}</div>'
     )
 
 
@@ -131,7 +125,7 @@ def _figures(moment: Moment, names: Sequence[str]) -> Iterator[str]:
     q_range = padded(np.concatenate(values)) if values else None
     for name, bins in zip(names, moment.tokens, strict=True):
         chart = bins_chart(bins, q_range, f"Bins of {name} at step {moment.step}")
-        yield f'<figure class="card"><figcaption>{_caption(name, bins)}</figcaption>{chart}</figure>'
+        yield page.figure(_caption(name, bins), chart)
 
 
 def _caption(name: str, bins: Bins) -> str:
@@ -147,17 +141,16 @@ def _check(check: Check) -> Iterator[str]:
     yield f"<h3>Calibration</h3>\n<p>{_BEHAVIOUR}</p>"
     if check.num_cut:
         yield f"<p>{check.num_cut} {_CUT}</p>"
-    yield _facts(
-        {
-            "bias, prediction − return": _interval(calibration.bias),
-            "root mean squared difference": number(calibration.error),
-            "rank correlation": number(calibration.rank_correlation),
-            "looked at": f"{calibration.bias.num_steps:,} steps of {calibration.bias.num_episodes} episodes",
-        }
-    )
+    facts = {
+        "bias, prediction − return": _interval(calibration.bias),
+        "root mean squared difference": number(calibration.error),
+        "rank correlation": number(calibration.rank_correlation),
+        "looked at": f"{calibration.bias.num_steps:,} steps of {calibration.bias.num_episodes} episodes",
+    }
+    yield page.facts(facts.items())
     chart = calibration_chart(calibration, f"Realised return against predicted value, episodes {check.origin}")
-    caption = "<figcaption>A dot a tenth of the steps; dashed: as predicted</figcaption>"
-    yield f'<div class="pair">{_groups(calibration)}\n<figure class="card">{caption}{chart}</figure></div>'
+    figure = page.figure("A dot a tenth of the steps; dashed: as predicted", chart)
+    yield f'<div class="pair">{_groups(calibration)}\n{figure}</div>'
 
 
 def _alarm(alarm: Alarm) -> str:
@@ -167,10 +160,8 @@ def _alarm(alarm: Alarm) -> str:
 
 
 def _groups(calibration: Calibration) -> str:
-    head = "".join(f"<th>{each}</th>" for each in ("predicted", "realised", "95 % interval", "steps", "episodes"))
-    rows = [_cells(group) for group in calibration.groups]
-    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    heads = ("predicted", "realised", "95 % interval", "steps", "episodes")
+    table = page.table(heads, map(_cells, calibration.groups))
     return f'<div class="card scroll" tabindex="0">{table}</div>'
 
 
@@ -179,19 +170,8 @@ def _cells(group: Group) -> tuple[str, ...]:
     return number(group.prediction), number(mean.mean), _ends(mean), f"{mean.num_steps:,}", str(mean.num_episodes)
 
 
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    return f'<dl class="card">\n{rows}\n</dl>'
-
-
-def _section(title: str, parts: Iterable[str]) -> str:
-    content = "\n".join(parts)
-    return f"<section>\n<h2>{title}</h2>\n{content}\n</section>"
-
-
-def _legend(items: Iterable[tuple[str, str]]) -> str:
-    entries = " ".join(f'<span><i class="{kind}"></i>{text}</span>' for kind, text in items)
-    return f'<p class="legend">{entries}</p>'
+def _legend(marks: Mapping[str, str]) -> str:
+    return page.legend(f'<i class="{kind}"></i>{text}' for kind, text in marks.items())
 
 
 def _interval(mean: Mean) -> str:
@@ -202,63 +182,33 @@ def _ends(mean: Mean) -> str:
     return f"{number(mean.low)} to {number(mean.high)}" if np.isfinite(mean.low) else "not known"
 
 
-def _colours() -> str:
-    """Returns the palette as CSS variables, light by default and dark where the reader's system is."""
-    light, dark = ("".join(f"--{name}:{pair[index]};" for name, pair in PALETTE.items()) for index in (0, 1))
-    return f":root{{{light}}}\n@media (prefers-color-scheme:dark){{:root{{{dark}}}}}"
-
-
 def _mark_at(step: int) -> str:
     """Returns the rule that shows in the upper figure which step is chosen below."""
     return f"main:has(#step-{step}:checked) .at-{step}{{visibility:visible}}\n"
 
 
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-{introduction}
-{sections}
-</main>
-</body>
-</html>
-"""
-
 _STYLE = """
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",sans-serif;
- overflow-wrap:anywhere}
-main{max-width:1200px;margin:0 auto;padding:40px 16px 64px}
-h1{font-size:clamp(1.5rem,4vw,2.1rem);line-height:1.2;margin:0 0 16px}
-h2{font-size:1.2rem;margin:48px 0 12px}
-h3{font-size:1rem;margin:28px 0 8px}
-p{margin:0 0 12px;max-width:75ch}
+$base
+$h1
+$h2
+$h3
+$p
 small,figcaption,dt,legend,.legend{color:var(--muted)}
-.card{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px;margin:0}
-.notice{border-left:4px solid var(--series-0);padding:2px 0 2px 14px}
+$card
+$notice
 .grid,.pair,.alarms{display:grid;gap:16px}
-.grid{grid-template-columns:repeat(auto-fill,minmax(min(100%,265px),1fr))}
+$grid
 .alarms{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));list-style:none;padding:0;margin:0}
 @media (min-width:1000px){.pair{grid-template-columns:minmax(0,7fr) minmax(0,5fr)}}
 .grid>*,.pair>*,.alarms>*{min-width:0}
 .alarms p{margin:0;font-size:.92rem}
 .alarms .head{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline;margin-bottom:6px}
 .head small{flex:0 0 100%;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto}
+$scroll
 .scroll svg{min-width:890px}
-svg{display:block;width:100%;height:auto}
+$svg
 svg text{font-size:12px;fill:var(--muted);font-variant-numeric:tabular-nums}
-.rule{stroke:var(--rule);fill:none}
+$rule
 .tick{stroke:var(--muted);fill:none}
 .at{stroke:var(--muted);stroke-width:1.5;fill:none;visibility:hidden}
 path.curve{fill:none;stroke-width:2;stroke-linejoin:round}
@@ -271,7 +221,7 @@ path.greedy{stroke:var(--series-1)}
 .density{fill:var(--muted);fill-opacity:.55}
 svg .ring{fill:var(--card);stroke:var(--series-0);stroke-width:2}
 svg .dot{fill:var(--series-1);stroke:var(--card);stroke-width:.8}
-.legend{display:flex;flex-wrap:wrap;gap:4px 20px;font-size:.9rem;max-width:none}
+$legend
 .legend i{display:inline-block;vertical-align:middle;margin:-2px 8px 0 0}
 i.curve{width:24px;border-top:3px solid}
 i.return{border-top:2px dashed var(--ink)}
@@ -290,14 +240,14 @@ i.down{background:var(--muted);opacity:.55}
 .steps>input:focus-visible+label{outline:3px solid var(--series-0);outline-offset:2px}
 .moment{display:none;order:1;flex:0 0 100%;min-width:0;margin-top:10px}
 .steps>input:checked+label+.moment{display:block}
-figcaption{font-size:.9rem;margin-bottom:6px}
-small{display:block;font-weight:400}
-table{border-collapse:collapse;width:100%;overflow-wrap:normal;font-variant-numeric:tabular-nums}
+$figcaption
+$small
+$table
 th,td{padding:7px 10px;text-align:right;white-space:nowrap}
-th{font-size:.85rem;font-weight:500;color:var(--muted)}
-tbody tr{border-top:1px solid var(--rule)}
-dl{display:grid;grid-template-columns:minmax(0,max-content) minmax(0,1fr);gap:8px 24px}
+$th
+$rows
+$facts
 dl.card{margin-bottom:16px}
 dd{margin:0;white-space:pre-wrap}
-@media (max-width:600px){dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:10px}}
+$narrow
 """

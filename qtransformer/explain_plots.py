@@ -1,8 +1,8 @@
 """The figures of `explain_page`, written as SVG by hand: an episode's values, the bins of a token, calibration.
 
 No drawing library: the figures are a few paths, and thousands of bars in one path keep the page small. Colours are the
-CSS variables of `report_plots.PALETTE`, and mean the same in every figure: blue is what was logged, orange what the
-policy would do, dashed what was realised. It must not know HTML beyond that, torch or any dataset.
+CSS variables of `page.PALETTE`, and mean the same in every figure: blue is what was logged, orange what the policy
+would do, dashed what was realised. It must not know HTML beyond that, torch or any dataset.
 """
 
 from __future__ import annotations

@@ -19,28 +19,13 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from qtransformer.config import RunError
+from qtransformer.page import PALETTE
 
 Metrics = Mapping[str, int | float]
 """One line of metrics.jsonl: `step`, `loss` and whatever else the learner logged."""
 Curves = Mapping[str, Sequence[Metrics]]
 """The lines of metrics.jsonl of each run, by the run's name."""
 
-PALETTE = {  # CSS variable -> (light, dark); the light values must differ from each other, see `_inline`
-    "ink": ("#1c2430", "#e6e9ef"),
-    "muted": ("#5d6675", "#9aa4b2"),
-    "rule": ("#e1e5eb", "#2e3642"),
-    "bars": ("#ccd6e4", "#394455"),
-    "page": ("#f4f6f9", "#0e1217"),
-    "card": ("#ffffff", "#171c24"),
-    "series-0": ("#2563eb", "#7aa2ff"),
-    "series-1": ("#d4690a", "#f3a35c"),
-    "series-2": ("#12855c", "#4cc38a"),
-    "series-3": ("#7c4dcc", "#b795f5"),
-    "series-4": ("#c93a4b", "#f2808c"),
-    "series-5": ("#0f8a9d", "#54c7d8"),
-    "series-6": ("#857412", "#cdbb4e"),
-    "series-7": ("#b0408f", "#e98acb"),
-}
 _NUM_COLOURS = sum(name.startswith("series-") for name in PALETTE)
 _LINES = ("solid", "dashed", "dotted")  # these names mean the same to matplotlib and to CSS borders
 _PANEL = 250  # width in CSS pixels where the page does not scale it
@@ -85,7 +70,7 @@ class QPlot:
 
 @dataclass(frozen=True)
 class Series:
-    """How one thing is drawn wherever it appears: its label, a name of `PALETTE`, and a kind of line."""
+    """How one thing is drawn wherever it appears: its label, a name of `page.PALETTE`, and a kind of line."""
 
     label: str
     colour: str

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from page_fixtures import EVIL, Page, assert_colours_follow_the_reader, assert_fetches_and_runs_nothing
 
 from qtransformer.alarms import Alarm
 from qtransformer.calibration import calibrate
@@ -16,46 +15,12 @@ from qtransformer.explain import NO_VALUES, Bins, Check, EpisodeView, Explanatio
 from qtransformer.explain_log import ORIGINS, Origin
 from qtransformer.explain_page import render, write_page
 from qtransformer.predictions import Predictions
-from qtransformer.report_plots import PALETTE
 
-EVIL = '<script src="x">&"$a$'
-VOID = {"meta", "input"}
 ALARMS = (
     Alarm("too good", "ringing", 0.2061, 0.05, "Everything is expected to succeed."),
     Alarm("no better", "silent", -0.031, 0.1, "Nothing to see."),
     Alarm("unclear", "not asked", None, None, "Not asked: too few."),
 )
-
-
-class Page(HTMLParser):
-    """Collects what a test asks about, and fails on a tag that is not closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.text += data
-
-    def found(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def make_bins(has_values=True, has_density=True):
@@ -86,10 +51,9 @@ def without_values(explanation):
 
 def test_the_page_fetches_and_runs_nothing():
     html = render(make_explanation())
-    page = Page(html)
-    assert "default-src 'none'" in html
-    assert not {"script", "link", "img", "iframe", "object"} & {tag for tag, _ in page.tags}
-    assert not re.search(r"https?:|url\(|@import|javascript:|\son\w+=", html)
+    assert "img-src" not in html
+    assert "url(" not in html
+    assert_fetches_and_runs_nothing(html)
 
 
 def test_names_of_users_are_escaped():
@@ -101,15 +65,7 @@ def test_names_of_users_are_escaped():
 
 
 def test_every_colour_is_light_and_dark():
-    html = render(make_explanation())
-    used = set(re.findall(r"var\(--([\w-]+)\)", html))
-    assert used <= set(PALETTE)
-    assert "prefers-color-scheme:dark" in html
-    for light, dark in PALETTE.values():
-        assert light in html
-        assert dark in html
-    body = html[html.index("</style>") :]
-    assert not re.search(r"#[0-9a-f]{3,6}\b", body)
+    assert_colours_follow_the_reader(render(make_explanation()))
 
 
 def test_each_step_has_a_button_and_the_first_is_chosen():
@@ -122,7 +78,7 @@ def test_each_step_has_a_button_and_the_first_is_chosen():
     for step in (0, 3, 7):
         assert f"main:has(#step-{step}:checked) .at-{step}{{visibility:visible}}" in html
         assert f'class="at at-{step}"' in html
-    ids = [attributes["id"] for _, attributes in Page(html).tags if "id" in attributes]
+    ids = Page(html).ids
     assert len(ids) == len(set(ids))
 
 
@@ -215,14 +171,6 @@ def test_a_page_without_density_does_not_promise_one():
     text = Page(render(replace(explanation, episode=replace(explanation.episode, moments=moments)))).text
     assert "density" not in text
     assert "density" in Page(render(explanation)).text
-
-
-def test_writing_replaces_a_page_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "new" / "page.html"
-    write_page(make_explanation(title="first"), path)
-    write_page(make_explanation(title="second"), path)
-    assert "<h1>second</h1>" in path.read_text(encoding="utf-8")
-    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_page_that_cannot_be_written(tmp_path):

@@ -2,16 +2,14 @@
 
 import base64
 import io
-import re
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
 from check_fixtures import CAMERA, INSTRUCTION, StoredFrames, edited, log_of, sound_log, with_rows
 from dataset_fixtures import make_episode
+from page_fixtures import EVIL, Page, assert_colours_follow_the_reader, assert_fetches_and_runs_nothing
 from PIL import Image
 
 from qtransformer.batch import ActionSpec, ObservationSpec
@@ -20,30 +18,8 @@ from qtransformer_datasets.inspect import MAX_ELEMENTS, describe
 from qtransformer_datasets.inspect_page import render, write_page
 from qtransformer_datasets.schema import DatasetError
 
-EVIL = '<script>alert("x")</script>&\x00\ud800'
-SHOWN = '<script>alert("x")</script>&\\x00\\ud800'
-
-
-class Page(HTMLParser):
-    """The tags and the text of a page."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.text, self.is_style = [], "", False
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.is_style = tag == "style"
-
-    def handle_endtag(self, tag):
-        self.is_style = False
-
-    def handle_data(self, data):
-        self.text += "" if self.is_style else data
-
-    def found(self, tag):
-        return [attributes for name, attributes in self.tags if name == tag]
+HOSTILE = f"{EVIL}\x00\ud800"
+SHOWN = f"{EVIL}\\x00\\ud800"
 
 
 def page_of(dataset, findings=()):
@@ -64,24 +40,23 @@ def filmed(num_episodes=2, channels=3, num_steps=4):
 
 def test_the_page_fetches_and_runs_nothing():
     html = page_of(filmed())
-    page = Page(html)
-    assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in html
-    assert not {"script", "link", "iframe", "object", "a"} & {tag for tag, _ in page.tags}
-    assert not re.search(r"https?:|url\(|@import|javascript:|\son\w+=", html)
-    assert all(each["src"].startswith("data:image/png;base64,") for each in page.found("img"))
+    assert Page(html).found("img")
+    assert "; img-src data:; style-src" in html
+    assert "url(" not in html
+    assert_fetches_and_runs_nothing(html, "data:image/png;base64,")
 
 
 def test_what_strangers_wrote_is_text():
     log = filmed(1)
-    episode = replace(log.episodes[0], source=EVIL)
-    episode = with_rows(episode, instruction=np.full(5, EVIL, object).astype(str))
+    episode = replace(log.episodes[0], source=HOSTILE)
+    episode = with_rows(episode, instruction=np.full(5, HOSTILE, object).astype(str))
     observations = (
-        ObservationSpec("state", (2,), "float32", "state", (EVIL, "x"), (EVIL, "")),
+        ObservationSpec("state", (2,), "float32", "state", (HOSTILE, "x"), (HOSTILE, "")),
         *log.spec.observations[1:],
     )
-    spec = replace(log.spec, observations=observations, environment_id=EVIL)
-    log = replace(log, spec=spec, episodes=(episode,), rules={EVIL: EVIL}, notes=(EVIL,))
-    html = page_of(log, [Finding("error", "not-finite", EVIL, EVIL, EVIL, (EVIL,), 2)])
+    spec = replace(log.spec, observations=observations, environment_id=HOSTILE)
+    log = replace(log, spec=spec, episodes=(episode,), rules={HOSTILE: HOSTILE}, notes=(HOSTILE,))
+    html = page_of(log, [Finding("error", "not-finite", HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), 2)])
     assert "<script" not in html
     assert html.encode()  # a half of a surrogate pair would not do
     # finding 4, rules 2, note, environment, instruction, source, element and unit
@@ -89,11 +64,7 @@ def test_what_strangers_wrote_is_text():
 
 
 def test_colours_are_those_of_the_style_sheet_and_light_and_dark():
-    html = page_of(filmed())
-    assert "prefers-color-scheme:dark" in html
-    defined = set(re.findall(r"--([\w-]+):#", html))
-    assert set(re.findall(r"var\(--([\w-]+)\)", html)) <= defined
-    assert not re.search(r"#[0-9a-f]{3,6}\b", html[html.index("</style>") :])
+    assert_colours_follow_the_reader(page_of(filmed()))
 
 
 def test_facts_findings_and_figures_are_there():
@@ -141,7 +112,7 @@ def test_tasks_stand_with_episodes_and_success():
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_first_middle_and_last_frame_are_shown(channels, mode):
-    sources = [each["src"] for each in Page(page_of(filmed(1, channels))).found("img")]
+    sources = Page(page_of(filmed(1, channels))).links
     images = [Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2]))) for each in sources]
     assert [(each.mode, each.size) for each in images] == [(mode, (10, 6))] * 3
     assert [np.asarray(each).max() for each in images] == [5, 25, 45]
@@ -151,7 +122,7 @@ def test_four_episodes_are_shown_and_large_frames_made_small():
     assert len(Page(page_of(filmed(20))).found("img")) == 4 * 3
     spec = ObservationSpec("camera", (300, 500, 3), "uint8", "image")
     episode = with_rows(make_episode(1), camera=np.zeros((2, 300, 500, 3), np.uint8))
-    first, _ = (each["src"] for each in Page(page_of(log_of(episode, extra=(spec,)))).found("img"))
+    first, _ = Page(page_of(log_of(episode, extra=(spec,)))).links
     assert Image.open(io.BytesIO(base64.b64decode(first.partition(",")[2]))).size == (192, 115)
 
 
@@ -196,30 +167,6 @@ def test_the_same_log_gives_the_same_page(tmp_path):
     for path in paths:
         write_page(filmed(), describe(filmed(), []), path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
-
-
-def test_writing_replaces_a_page_and_leaves_nothing_beside_it(tmp_path):
-    path, log = tmp_path / "new" / "page.html", sound_log()
-    write_page(log, describe(log, []), path)
-    write_page(log, describe(replace(log, path=log.path / "second"), []), path)
-    assert "<h1>Log second</h1>" in path.read_text(encoding="utf-8")
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch):
-    path, log = tmp_path / "page.html", sound_log()
-    path.write_text("old")
-
-    def write_half(self, text, **_):
-        with self.open("w") as file:
-            file.write(text[:100])
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_text", write_half)
-    with pytest.raises(DatasetError, match=r"page.html: cannot be written \(No space left on device\)"):
-        write_page(log, describe(log, []), path)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_page_that_cannot_be_written(tmp_path):

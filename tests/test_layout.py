@@ -31,7 +31,7 @@ PACKAGES = {  # import name -> source root
 FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
-ORDER = ["batch", "files", "config", "console", "tokens", "token_report", "normalization", "encoders"]
+ORDER = ["batch", "files", "page", "config", "console", "tokens", "token_report", "normalization", "encoders"]
 ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "baselines", "checkpoint"]
 ORDER += ["evaluation", "report_plots", "report", "deploy", "loading", "predictions", "calibration", "alarms"]
 ORDER += ["training_log", "explain_log", "explain", "explain_plots", "explain_page", "training", "rollout"]
@@ -62,8 +62,8 @@ FORBIDDEN = {
         "gymnasium": {"collect", "environment", "record_episodes"},
     },
 }
-SHARED = ("batch", "files")  # what datasets may import of qtransformer
-STDLIB_ONLY = {"qtransformer.files"}  # beside our own that stand before them
+SHARED = ("batch", "files", "page")  # what datasets may import of qtransformer
+STDLIB_ONLY = {"qtransformer.files", "qtransformer.page"}  # beside our own that stand before them
 CONTROLLER = "qtransformer.deploy.controller"
 CONTROLLER_MAY_IMPORT = sys.stdlib_module_names | {"numpy", "onnxruntime"}
 
@@ -221,10 +221,11 @@ def test_imports_follow_the_architecture():
         ("datasets/qtransformer_datasets/recorder.py", "import gymnasium", "never imports gymnasium"),
         ("datasets/qtransformer_datasets/collect.py", "import mujoco", "never imports mujoco"),
         ("datasets/qtransformer_datasets/collect.py", "import qtransformer_envs", "never imports qtransformer_envs"),
-        ("datasets/qtransformer_datasets/windows.py", "from qtransformer.config import X", "only batch, files"),
-        ("datasets/qtransformer_datasets/windows.py", "import qtransformer", "only batch, files"),
-        ("datasets/qtransformer_datasets/check.py", "from qtransformer import report", "only batch, files"),
-        ("qtransformer/files.py", "import numpy as np", "needs the standard library alone"),
+        ("datasets/qtransformer_datasets/windows.py", "from qtransformer.config import X", "only batch, files, page"),
+        ("datasets/qtransformer_datasets/windows.py", "import qtransformer", "only batch, files, page"),
+        ("datasets/qtransformer_datasets/check.py", "from qtransformer import report", "only batch, files, page"),
+        ("qtransformer/page.py", "import numpy as np", "needs the standard library alone"),
+        ("qtransformer/files.py", "from qtransformer.page import write", "page stands not before files"),
     ],
 )
 def test_import_rules_bite(path: str, source: str, match: str):
@@ -244,7 +245,8 @@ def test_import_rules_bite(path: str, source: str, match: str):
         ("envs/qtransformer_envs/__init__.py", "import gymnasium, mujoco\nfrom qtransformer_envs.push import Push"),
         ("datasets/qtransformer_datasets/windows.py", "import h5py, torch\nfrom qtransformer.batch import Batch"),
         ("datasets/qtransformer_datasets/collect.py", "import gymnasium\nfrom . import recorder"),
-        ("datasets/qtransformer_datasets/cache.py", "import qtransformer.files"),
+        ("datasets/qtransformer_datasets/cache.py", "import qtransformer.files\nfrom qtransformer import page"),
+        ("qtransformer/page.py", "from string import Template\nfrom qtransformer.files import write_durably"),
     ],
 )
 def test_import_rules_let_the_rest_through(path: str, source: str):

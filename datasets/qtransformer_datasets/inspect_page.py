@@ -1,12 +1,11 @@
 """One page about a dataset: findings, rules, returns and lengths, every element's histogram, tasks, frames.
 
-A single file that fetches nothing and runs no script; the only images are those of the log, written into it. Names and
-instructions come from strangers: each is escaped, control characters are shown. The same dataset gives the same bytes.
+The only images are those of the log, written into the page. Names and instructions come from strangers: each is
+escaped, control characters are shown. The same dataset gives the same bytes.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from html import escape
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from qtransformer import page
+
 from .inspect import MAX_ELEMENTS
 from .inspect_frames import episode_frames
 from .inspect_plots import histogram
 from .inspect_print import megabytes, number, share, visible
-from .inspect_style import fill_page
 from .schema import DatasetError, EpisodeDataset
 from .steps import Steps, sound_steps
 
@@ -37,14 +37,9 @@ def write_page(dataset: EpisodeDataset, description: Mapping[str, Any], path: Pa
     Raises:
         DatasetError: it cannot be written there.
     """
-    page, temporary = render(dataset, description), path.with_name(f".{path.name}.{os.getpid()}")
+    html = render(dataset, description)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_text(page, encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        page.write(html, path)
     except OSError as error:
         raise DatasetError(f"--html {path}: cannot be written ({error.strerror}); choose another file") from error
 
@@ -53,27 +48,27 @@ def render(dataset: EpisodeDataset, description: Mapping[str, Any]) -> str:
     """Returns the page as HTML."""
     steps, findings = sound_steps(dataset), description["findings"]
     sections = [
-        _section("Findings", _findings(findings)),
-        _section("What this log is", [_facts(_overview(description))]),
-        _section("Returns and lengths of the episodes", _outcomes(dataset)),
-        *(_section(f"Text: {_text(name)}", _tasks(text)) for name, text in description["text"].items()),
-        _section("Actions", _elements(steps, "actions", description["actions"])),
+        page.section("Findings", _findings(findings)),
+        page.section("What this log is", [_overview(description)]),
+        page.section("Returns and lengths of the episodes", _outcomes(dataset)),
+        *(page.section(f"Text: {_text(name)}", _tasks(text)) for name, text in description["text"].items()),
+        page.section("Actions", _elements(steps, "actions", description["actions"])),
         *(
-            _section(f"Observations: {_text(name)}", _elements(steps, name, rows))
+            page.section(f"Observations: {_text(name)}", _elements(steps, name, rows))
             for name, rows in description["observations"].items()
         ),
         *(
-            _section(f"Images: {_text(name)}", _images(steps, name, image))
+            page.section(f"Images: {_text(name)}", _images(steps, name, image))
             for name, image in description["images"].items()
         ),
     ]
     counts = [sum(each["severity"] == severity for each in findings) for severity in ("error", "warning")]
-    return fill_page(
-        title=_text(f"Log {Path(description['path']).name}"),
-        introduction=f'<p class="notice"><b>Errors: {counts[0]}, warnings: {counts[1]}.</b> '
-        "An error blocks training unless it is allowed by its code.</p>",
-        sections="\n".join(sections),
+    introduction = (
+        f'<p class="notice"><b>Errors: {counts[0]}, warnings: {counts[1]}.</b> '
+        "An error blocks training unless it is allowed by its code.</p>"
     )
+    title = _text(f"Log {Path(description['path']).name}")
+    return page.fill(title, introduction, sections, _STYLE, has_images=True)
 
 
 def _findings(findings: Iterable[Mapping[str, Any]]) -> Iterator[str]:
@@ -93,10 +88,10 @@ def _places(finding: Mapping[str, Any]) -> str:
     return f"<p>{len(finding['places'])} of {finding['count']:,} places:</p><ul>{places}</ul>"
 
 
-def _overview(description: Mapping[str, Any]) -> dict[str, str]:
+def _overview(description: Mapping[str, Any]) -> str:
     environment = description["environment"]
     hz = f" at {environment['control_hz']:g} Hz" if environment["control_hz"] else ""
-    return {
+    facts = {
         "path": description["path"],
         "format": description["dialect"],
         "fingerprint": description["fingerprint"],
@@ -107,42 +102,39 @@ def _overview(description: Mapping[str, Any]) -> dict[str, str]:
         **{f"rule: {name}": rule for name, rule in description["rules"].items()},
         **{f"note {index}": note for index, note in enumerate(description["notes"], 1)},
     }
+    return page.facts((visible(name), visible(value)) for name, value in facts.items())
 
 
 def _outcomes(dataset: EpisodeDataset) -> Iterator[str]:
     endings = np.array([{True: "success", False: "failure", None: "other"}[each.success] for each in dataset.episodes])
-    legend = " ".join(f'<span><i class="{name}"></i>{text}</span>' for name, text in _ENDINGS.items())
-    yield f'<p class="legend">{legend}</p>'
+    yield page.legend(f'<i class="{name}"></i>{text}' for name, text in _ENDINGS.items())
     figures = {
         "return, not discounted": np.array([float(each.rewards.sum()) for each in dataset.episodes]),
         "length in steps": np.array([each.num_steps for each in dataset.episodes], np.float64),
     }
     cards = (
-        _figure(escape(name), histogram({kind: values[endings == kind] for kind in _ENDINGS}, name))
+        page.figure(escape(name), histogram({kind: values[endings == kind] for kind in _ENDINGS}, name))
         for name, values in figures.items()
     )
-    yield _grid(cards)
+    yield page.grid(cards)
 
 
 def _tasks(text: Mapping[str, Any]) -> Iterator[str]:
     yield f"<p>{text['different']:,} different; the most frequent at the first step of an episode:</p>"
-    rows = "\n".join(
-        f"<tr><td>{_text(each['text'])}</td><td>{each['episodes']:,}</td><td>{share(each['success_rate'])}</td></tr>"
-        for each in text["most_frequent"]
-    )
-    head = "<tr><th>text</th><th>episodes</th><th>success rate</th></tr>"
-    table = f"<table>\n<thead>{head}</thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+    frequent = text["most_frequent"]
+    rows = ((_text(each["text"]), f"{each['episodes']:,}", share(each["success_rate"])) for each in frequent)
+    table = page.table(("text", "episodes", "success rate"), rows)
     yield f'<div class="card scroll" tabindex="0">{table}</div>'
 
 
 def _elements(steps: Steps, key: str, rows: list[Mapping[str, Any]]) -> Iterator[str]:
     values = steps.actions if key == "actions" else steps.states[key]
     if any(row.get("low") is not None for row in rows):
-        yield '<p class="legend"><span><i class="limit"></i>limit</span></p>'
+        yield page.legend(['<i class="limit"></i>limit'])
     if len(rows) != values.shape[1]:
         yield f"<p>More than {MAX_ELEMENTS} elements: their values together.</p>"
         values = values.reshape(-1, 1)
-    yield _grid(_element(row, column) for row, column in zip(rows, values.T, strict=True))
+    yield page.grid(_element(row, column) for row, column in zip(rows, values.T, strict=True))
 
 
 def _element(row: Mapping[str, Any], values: np.ndarray) -> str:
@@ -150,7 +142,7 @@ def _element(row: Mapping[str, Any], values: np.ndarray) -> str:
     unit = f" ({row['unit']})" if row["unit"] else ""
     told = f"mean {number(row['mean'])}, 98 % in {number(row['q01'])} to {number(row['q99'])}".replace("-", "−")
     chart = histogram({"bars": values}, f"Histogram of {visible(row['name'])}", limits)
-    return _figure(f"{_text(row['name'] + unit)}<small>{told}</small>", chart)
+    return page.figure(f"{_text(row['name'] + unit)}<small>{told}</small>", chart)
 
 
 def _images(steps: Steps, key: str, image: Mapping[str, Any]) -> Iterator[str]:
@@ -162,27 +154,55 @@ def _images(steps: Steps, key: str, image: Mapping[str, Any]) -> Iterator[str]:
     for episode in (steps.episodes[index] for index in chosen.tolist() if steps.episodes):
         ending = {True: "a success", False: "a failure", None: "success not recorded"}[episode.success]
         yield f"<h3>{_text(episode.source)}: {episode.num_steps} steps, {ending}</h3>"
-        yield _grid(_figure(f"row {row}", picture) for row, picture in episode_frames(episode.observations[key]))
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    rows = "\n".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items())
-    return f'<dl class="card">\n{rows}\n</dl>'
-
-
-def _section(title: str, parts: Iterable[str]) -> str:
-    content = "\n".join(parts)
-    return f"<section>\n<h2>{title}</h2>\n{content}\n</section>"
-
-
-def _grid(figures: Iterable[str]) -> str:
-    content = "\n".join(figures)
-    return f'<div class="grid">\n{content}\n</div>'
-
-
-def _figure(caption: str, content: str) -> str:
-    return f'<figure class="card"><figcaption>{caption}</figcaption>{content}</figure>'
+        frames = episode_frames(episode.observations[key])
+        yield page.grid(page.figure(f"row {row}", picture) for row, picture in frames)
 
 
 def _text(text: str) -> str:
     return escape(visible(text))
+
+
+_STYLE = """
+$base
+$h1
+$h2
+$h3
+$p
+small,figcaption,dt,.legend,.none{color:var(--muted)}
+$card
+$notice
+.error{color:var(--series-4)}
+.warning{color:var(--series-1)}
+.grid,.list{display:grid;gap:16px}
+$grid
+.list{list-style:none;padding:0;margin:0}
+.grid>*,.list>*{min-width:0}
+.list p{margin:0 0 4px;font-size:.92rem}
+.list ul{margin:0;font-size:.85rem}
+$scroll
+$svg
+svg text{font-size:11px;fill:var(--muted);font-variant-numeric:tabular-nums}
+img{display:block;width:100%;max-width:384px;height:auto;image-rendering:pixelated}
+$rule
+.limit{stroke:var(--series-1);stroke-width:1.6;stroke-dasharray:5 4;fill:none}
+path.bars{fill:var(--series-0)}
+path.success{fill:var(--series-2)}
+path.failure{fill:var(--series-4)}
+path.other{fill:var(--bars)}
+$legend
+.legend i{display:inline-block;vertical-align:middle;margin:-2px 8px 0 0;width:14px;height:14px}
+i.success{background:var(--series-2)}
+i.failure{background:var(--series-4)}
+i.other{background:var(--bars)}
+i.limit{width:0;border-left:2px dashed var(--series-1)}
+$figcaption
+$small
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:7px 10px;text-align:right;vertical-align:top}
+th:first-child,td:first-child{text-align:left}
+$th
+$rows
+$facts
+dd{margin:0}
+$narrow
+"""
