@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from qtransformer.calibration import mean_of
+from qtransformer.calibration import Mean, mean_of
 from qtransformer.normalization import ReturnScale
 from qtransformer.predictions import Predictions
 
@@ -94,7 +94,7 @@ def _successes(evidence: Evidence, scale: ReturnScale) -> Alarm:
         f"In the {mean.num_episodes} episodes that ended in success the logged actions are valued "
         f"{_signed(mean.mean * _width(scale))} what they returned; a success leaves little to improve on."
     )
-    return _answer(name, mean.mean, threshold, sentence, is_sure=mean.low > threshold)
+    return _answer(name, mean, threshold, sentence)
 
 
 def _failures(evidence: Evidence, scale: ReturnScale) -> Alarm:
@@ -123,7 +123,7 @@ def _backups(evidence: Evidence, scale: ReturnScale) -> Alarm:
         f"R + gamma V of the next state lies {_signed(mean.mean * _width(scale))} Q of the logged action that led "
         "there; by the Bellman equation the two are equal, and a larger V feeds over-estimation."
     )
-    return _answer(name, mean.mean, threshold, sentence, is_sure=mean.low > threshold)
+    return _answer(name, mean, threshold, sentence)
 
 
 def _chain(evidence: Evidence, scale: ReturnScale) -> Alarm:
@@ -138,7 +138,7 @@ def _chain(evidence: Evidence, scale: ReturnScale) -> Alarm:
         f"V, read at the first token, lies {_signed(mean.mean * _width(scale))} the value of the policy's own action, "
         "read at the last; by eq. 1 the two agree, and each choice among noisy values adds to the first."
     )
-    return _answer(name, mean.mean, threshold, sentence, is_sure=mean.low > threshold)
+    return _answer(name, mean, threshold, sentence)
 
 
 def _ceiling(evidence: Evidence, scale: ReturnScale) -> Alarm:
@@ -166,9 +166,10 @@ _QUESTIONS: tuple[Callable[[Evidence, ReturnScale], Alarm], ...] = (
 )
 
 
-def _answer(name: str, figure: float, threshold: float, sentence: str, *, is_sure: bool = True) -> Alarm:
-    """Returns an alarm that rings where the figure is above the threshold and `is_sure`: its interval is, too."""
-    state: State = "ringing" if figure > threshold and is_sure else "silent"
+def _answer(name: str, found: float | Mean, threshold: float, sentence: str) -> Alarm:
+    """Returns an alarm that rings where what was found is above the threshold: of a mean, its whole interval."""
+    figure, least = (found.mean, found.low) if isinstance(found, Mean) else (found, found)
+    state: State = "ringing" if least > threshold else "silent"  # an interval that is not known is above nothing
     return Alarm(name, state, figure, threshold, sentence)
 
 

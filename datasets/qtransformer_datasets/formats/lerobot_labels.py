@@ -14,6 +14,7 @@ import numpy as np
 from qtransformer.batch import Dones
 
 from ..schema import DatasetError
+from .flat import last_only
 
 DONE, SUCCESS, REWARD = "next.done", "next.success", "next.reward"
 UNLABELLED = (
@@ -121,7 +122,7 @@ def _without_mere_end(marks: Marks) -> np.ndarray | None:
 def _label(marks: Marks, success: np.ndarray | None) -> Labels:
     T = marks.num_steps
     steps = np.zeros(T, bool) if success is None else success
-    is_end = np.arange(T) == T - 1
+    is_end = last_only(T)
     paid = np.arange(T) == np.max(np.flatnonzero(steps), initial=-1)
     flag = marks.success if marks.success is not None else success
     return Labels(
