@@ -74,6 +74,16 @@ def test_a_crash_while_writing_leaves_the_older_one(tmp_path, monkeypatch):
     assert load_checkpoint(tmp_path).info["step"] == 10
 
 
+def test_everything_is_on_the_disk_before_the_rename_and_the_new_name_after_it(tmp_path, monkeypatch):
+    synced, folder = [], tmp_path / "checkpoints"
+    monkeypatch.setattr(module, "fsync", lambda path: synced.append((path, (folder / "step_000000010").exists())))
+    final = save(tmp_path)
+    beside = folder / "step_000000010.writing"
+    names = ("weights.safetensors", "training.safetensors", "checkpoint.json")
+    assert sorted(synced[:-2]) == sorted((beside / name, False) for name in names)
+    assert synced[-2:] == [(beside, False), (final.parent, True)]
+
+
 def test_a_full_disk_is_explained_and_leaves_the_older_one(tmp_path):
     save(tmp_path, 10)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from page_fixtures import EVIL, Page, assert_colours_follow_the_reader, assert_fetches_and_runs_nothing
 
-from qtransformer.page import facts, figure, fill, grid, legend, section, table, write
+from qtransformer.page import PALETTE, facts, figure, fill, grid, legend, section, table, write
 
 STYLE = """
 $base
@@ -37,6 +37,11 @@ def test_a_page_fetches_nothing_and_shows_the_images_it_holds_only_where_it_may(
         ["default-src 'none'; style-src 'unsafe-inline'"],
         ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"],
     ]
+
+
+def test_colours_differ_from_each_other_and_between_light_and_dark():
+    assert len({light for light, _ in PALETTE.values()}) == len(PALETTE)
+    assert all(light != dark for light, dark in PALETTE.values())
 
 
 def test_shared_rules_stand_where_the_style_sheet_asks_for_them():

@@ -15,7 +15,6 @@ import pytest
 from page_fixtures import EVIL, Page, assert_colours_follow_the_reader, assert_fetches_and_runs_nothing
 
 from qtransformer.config import RunError
-from qtransformer.page import PALETTE
 from qtransformer.report import NO_ANIMATION, Animation, QPlot, Report, Row, render, save_picture, write_report
 from qtransformer.report_plots import all_series, percent, spread
 
@@ -113,7 +112,6 @@ def test_what_users_write_is_escaped(report: Report):
 
 def test_colours_are_variables_in_figures_and_defined_for_light_and_dark(html: str):
     assert_colours_follow_the_reader(html)
-    assert len({light for light, _ in PALETTE.values()}) == len(PALETTE)
 
 
 def test_same_report_same_page(report: Report, html: str):
