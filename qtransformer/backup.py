@@ -97,33 +97,6 @@ def environment_steps_targets(
     return targets
 
 
-def lambda_targets(
-    rewards: Float[Tensor, "batch time"],
-    terminations: Bool[Tensor, "batch time"],
-    next_values: Float[Tensor, "batch time"],
-    is_known: Bool[Tensor, "batch time"],
-    discount: float,
-    trace: float,
-) -> Float[Tensor, "batch time"]:
-    """Returns the lambda-return, G_t = R_t + gamma ((1 - trace) V(s_{t+1}) + trace G_{t+1}) (Sutton, Barto 2018, 12.2).
-
-    It mixes returns of all lengths in the segment: `trace` 0 is one step, 1 the longest. Where the next step has no
-    target of its own (see `environment_steps_targets`) G_t is that of one step:
-
-        t              0                                        1                    2
-        trace 0        R V_0                                    R V_1                R V_2
-        trace 1/2      1/2 R V_0 + 1/4 R R V_1 + 1/4 R R R V_2  (R V_1 + R R V_2)/2  R V_2
-        trace 1        R R R V_2                                R R V_2              R V_2
-    """
-    one_step = environment_step_targets(rewards, terminations, next_values, discount)
-    goes_on = _goes_on(terminations, is_known)
-    targets = [one_step[:, -1]]
-    for step in reversed(range(rewards.shape[1] - 1)):
-        correction = discount * trace * (targets[-1] - next_values[:, step])
-        targets.append(one_step[:, step] + correction.masked_fill(~goes_on[:, step], 0.0))
-    return torch.stack(targets[::-1], dim=1)
-
-
 def _goes_on(
     terminations: Bool[Tensor, "batch time"], is_known: Bool[Tensor, "batch time"]
 ) -> Bool[Tensor, "batch time-1"]:

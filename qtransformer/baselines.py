@@ -121,7 +121,7 @@ class ImplicitQLearning(QTransformerLearner):
         returns = backup.environment_steps_targets(
             batch.rewards,
             batch.terminations,
-            self._next_values(batch),
+            self._next_values(batch, is_known),
             is_known,
             self.config.discount,
             self.config.environment_steps,

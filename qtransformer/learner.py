@@ -164,13 +164,12 @@ class QTransformerLearner(Learner):
     def targets(self, batch: Batch) -> Targets:
         """Returns the target of every logged token of the first `window` steps.
 
-        All tokens of a step come from one pass of the target network; the value of the state after each step from
-        passes over observations alone, the window shifted by one, and by one more for each further step of the return:
+        All tokens of a step come from one pass of the target network, and the values of the states that their returns
+        end in from one pass over observations alone, the same window shifted by the steps of the return:
 
             observations   o0  o1  ...  oT-1  oT  oT+1      (T = window, 2 environment steps)
             this pass      └───────────────┘
-            next values        └───────────────┘            of o1 .. oT
-                                   └───────────────┘        of oT+1, the last alone
+            next values            └───────────────┘        less far where the episode was cut off before
         """
         T = self.target.model.window
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
@@ -179,7 +178,7 @@ class QTransformerLearner(Learner):
         returns = backup.environment_steps_targets(
             batch.rewards,
             batch.terminations,
-            self._next_values(batch),
+            self._next_values(batch, is_known),
             is_known,
             self.config.discount,
             self.config.environment_steps,
@@ -196,13 +195,17 @@ class QTransformerLearner(Learner):
             targets = backup.monte_carlo_bound(targets, self.scale.to_unit(batch.monte_carlo_returns[:, :T]))
         return Targets(targets, has_target, advantages=last - token_values[..., 0])
 
-    def _next_values(self, batch: Batch) -> Float[Tensor, "batch steps"]:
-        """Returns, in the log's unit, the value of the state after each step of the segment, look-ahead included."""
-        T, num_shifts = self.target.model.window, self.config.environment_steps
-        shifted = [frames_of(batch, shift, T) for shift in range(1, num_shifts + 1)]
-        windows = {key: torch.cat([each[key] for each in shifted]) for key in shifted[0]}
-        first, *further = self._state_values(windows).chunk(num_shifts)
-        return self.scale.from_unit(torch.cat([first, *(each[:, -1:] for each in further)], dim=1))
+    def _next_values(self, batch: Batch, is_known: Bool[Tensor, "batch steps"]) -> Float[Tensor, "batch steps"]:
+        """Returns, in the log's unit, the value of the state after each step that a return ends in; 0 elsewhere.
+
+        One window a segment holds them all: that after `environment_steps` steps, or the last that is known.
+        """
+        T, num_steps = self.target.model.window, self.config.environment_steps
+        first = (is_known.sum(dim=1) + 1 - T).clamp(1, num_steps)
+        rows = first.unsqueeze(-1) + torch.arange(T, device=first.device)
+        segments = torch.arange(len(rows), device=first.device).unsqueeze(-1)
+        values = self._state_values({key: value[segments, rows] for key, value in batch.observations.items()})
+        return torch.zeros_like(batch.rewards).scatter(1, rows - 1, self.scale.from_unit(values))
 
     def _state_values(self, windows: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
         """Returns the policy's value of each step: of its first token, or, for n-step, of its last.

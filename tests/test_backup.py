@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from learner_fixtures import PLAIN, enlarge, make_batch, make_config, make_learner, set_values, to_torch
 
@@ -77,54 +77,23 @@ def test_nothing_after_a_termination_counts():
     terminations = torch.tensor([[False, True, False, False, False]])
     arguments = (REWARDS[:1], terminations, NEXT_VALUES[:1], IS_KNOWN[:1], 0.5)
     assert backup.environment_steps_targets(*arguments, 3)[0, :2].tolist() == [1 + 2 / 2, 2]
-    assert backup.lambda_targets(*arguments, 1.0)[0, :2].tolist() == [1 + 2 / 2, 2]
 
 
 def test_one_environment_step_is_the_one_step_target():
     one_step = backup.environment_step_targets(REWARDS, TERMINATIONS, NEXT_VALUES, 0.98)
     arguments = (REWARDS, TERMINATIONS, NEXT_VALUES, IS_KNOWN, 0.98)
     assert torch.equal(backup.environment_steps_targets(*arguments, 1), one_step)
-    assert torch.equal(backup.lambda_targets(*arguments, 0.0), one_step)
 
 
 def test_segments_of_one_step_have_no_more_to_use():
     alone = (REWARDS[:, :1], TERMINATIONS[:, :1], NEXT_VALUES[:, :1], IS_KNOWN[:, :1], 0.98)
     one_step = backup.environment_step_targets(*alone[:3], 0.98)
     assert torch.equal(backup.environment_steps_targets(*alone, 7), one_step)
-    assert torch.equal(backup.lambda_targets(*alone, 1.0), one_step)
 
 
 def test_more_steps_than_there_are_use_all_of_them():
     assert many_steps(5) == many_steps(50)
     assert many_steps(5)[0][0] == 1 + 2 / 2 + 4 / 4 + 8 / 8 + 16 / 16 + 500 / 32
-
-
-def test_lambda_targets_by_hand():
-    targets = backup.lambda_targets(REWARDS, TERMINATIONS, NEXT_VALUES, IS_KNOWN, 0.5, 0.25)
-    last = 16 + 250.0
-    three = 8 + 0.5 * (0.75 * 400 + 0.25 * last)
-    two = 4 + 0.5 * (0.75 * 300 + 0.25 * three)
-    assert targets[0, 2:].tolist() == pytest.approx([two, three, last])
-    assert targets[1, 1:3].tolist() == pytest.approx([2 + 0.5 * (0.75 * 200 + 0.25 * (4 + 150)), 4 + 150])
-    assert targets[2, :2].tolist() == pytest.approx([1 + 0.5 * (0.75 * 100 + 0.25 * (2 + 100)), 2 + 100])
-    assert targets[3, 1:3].tolist() == pytest.approx([2 + 0.5 * (0.75 * 200 + 0.25 * 4), 4])
-
-
-@settings(deadline=None)
-@given(st.integers(0, 9999), st.integers(1, 7), st.floats(0, 1))
-def test_lambda_targets_mix_the_returns_of_all_lengths(seed, num_steps, trace):
-    generator = torch.Generator().manual_seed(seed)
-    B, T = 6, num_steps
-    rewards, values = torch.rand(B, T, generator=generator).double(), torch.rand(B, T, generator=generator).double()
-    lengths = torch.randint(1, T + 1, (B, 1), generator=generator)  # steps of the episode that are in the segment
-    ends = (torch.arange(T) == lengths - 1) & (lengths < T)
-    terminations, has_successor = (ends & (torch.rand(B, T, generator=generator) < share) for share in (0.5, 0.5))
-    is_known = (torch.arange(T) < lengths) & (~ends | terminations | has_successor)
-    arguments = (rewards, terminations, values, is_known, 0.9)
-    by_length = [backup.environment_steps_targets(*arguments, n) for n in range(1, T + 1)]
-    shares = torch.tensor([*((1 - trace) * trace**n for n in range(T - 1)), trace ** (T - 1)]).double()
-    mixture = (shares.view(T, 1, 1) * torch.stack(by_length)).sum(dim=0)
-    torch.testing.assert_close(backup.lambda_targets(*arguments, trace)[is_known], mixture[is_known])
 
 
 def test_one_step_targets_of_the_learner_by_hand():

@@ -241,16 +241,19 @@ def test_the_return_goes_over_several_environment_steps():
     assert targets.values[:, 0, 0].tolist() == pytest.approx([0.5] * 3)
 
 
-def test_one_environment_step_of_a_longer_segment_is_the_default():
-    """The windows of the look-ahead are those that segments further on are made of."""
-    batch, learning = to_torch(make_batch(num_steps=4)), replace(PLAIN, environment_steps=2)
-    learner = make_learner(make_config(learning, window=3))
+def test_returns_end_in_one_window_a_segment():
+    """Window 3, two steps ahead: that from observation 2 on, from 1 on where only three steps have a known end."""
+    is_valid = np.array([[True] * 4, [True, True, True, False], [True] * 4])
+    has_successor = np.array([[True] * 4, [True] * 4, [True, True, True, False]])
+    batch = to_torch(make_batch(3, num_steps=4, is_valid=is_valid, has_successor=has_successor))
+    learner = make_learner(make_config(replace(PLAIN, environment_steps=2), window=3))
     enlarge(learner.target)
-    ahead = learner._next_values(batch)
-    shifted = replace(batch, observations={key: each[:, 1:] for key, each in batch.observations.items()})
-    learner.config = PLAIN
-    torch.testing.assert_close(ahead[:, :3], learner._next_values(batch))
-    torch.testing.assert_close(ahead[:, 3:], learner._next_values(shifted)[:, -1:])
+    ahead = learner._next_values(batch, batch.is_valid & batch.has_successor)
+    for segment, first in ((0, 2), (1, 1), (2, 1)):
+        window = {key: each[segment : segment + 1, first : first + 3] for key, each in batch.observations.items()}
+        values = torch.zeros(4)
+        values[first - 1 : first + 2] = learner._state_values(window)
+        torch.testing.assert_close(ahead[segment], values)
 
 
 def test_the_softmax_regularizer_takes_the_place_of_the_floor():
