@@ -35,7 +35,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "softmax conservatism": ("--regularizer", "softmax"),
     "no Monte-Carlo bound": ("--no-monte-carlo-bound",),
     "n-step over dimensions": ("--backup", "n_step"),
-    "4 environment steps": ("--environment-steps", "4"),
+    "1 environment step": ("--environment-steps", "1"),
     "no support (maximum of Q)": ("--support-temperature", "0"),
     "hard support mask": ("--support-temperature", "0", "--support-threshold", "0.1"),
     "one-hot labels": ("--label-width", "0"),
@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="two variants, one log, one seed, few updates")
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"), help="logs, runs and results")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=1000)
     parser.add_argument("--episodes", type=int, default=50, help="of each evaluation")
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--picture", type=Path, help="PNG to draw")

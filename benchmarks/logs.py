@@ -1,8 +1,10 @@
-"""The logs that policies are compared on: scripted experts with noise, sparse 0/1 reward, in six tasks.
+"""The logs that policies are compared on: scripted experts with noise, sparse 0/1 reward; eight logs, seven tasks.
 
 Each episode draws how noisy it is, from clean up to the bounds in LOGS: Gaussian noise on every action, and random
 actions (gripper and fingers too) held for some steps; see `qtransformer_datasets.collect`. The log holds the actions as
-executed. The bounds were chosen for one thing only, that 25 to 45 % of the episodes succeed.
+executed. The bounds of the first six were chosen for one thing only, that 25 to 45 % of the episodes succeed.
+
+The last two hold habits rather than noise, and something to put together: see sparse_maze.py and sparse_habits.py.
 
 python benchmarks/peers.py robots benchmarks/logs.py OUT [NAME ...]   makes OUT/NAME, and prints JSON as its last line
 """
@@ -39,6 +41,12 @@ LOGS = {
     ),
     "hand-reach": CollectConfig(
         "sparse/HandReach-v3", imports=TASKS, noise_std=0.2, random_action_probability=0.1, random_action_hold=5
+    ),
+    "cross-maze": CollectConfig(
+        "sparse/CrossMaze-v0", imports=TASKS, noise_std=0.5, random_action_probability=0.05, random_action_hold=3
+    ),
+    "pick-cube-habits": CollectConfig(
+        "sparse/PickCubeHabits-v0", imports=TASKS, noise_std=0.4, random_action_probability=0.03
     ),
 }
 

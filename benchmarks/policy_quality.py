@@ -1,4 +1,4 @@
-"""Ours against cloning and against d3rlpy's TD3+BC, IQL and CQL on six sparse-reward logs: one default for all rows.
+"""Ours against cloning and against d3rlpy's TD3+BC, IQL and CQL on eight sparse-reward logs: one default for all rows.
 
 Every method sees the same log and plays the same episodes in the same simulator, and has the CPU seconds of ours:
 

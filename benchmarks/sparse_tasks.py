@@ -4,6 +4,8 @@ Importing it registers `sparse/pick-place-v3`, `sparse/push-v3`, `sparse/drawer-
 MetaWorld, at most 200 steps) and `sparse/HandReach-v3` (of Gymnasium-Robotics, at most 50 steps, its own limit), so
 that `qtransformer collect` and `evaluate` take them with `--import sparse_tasks`. What counts as a success is the
 simulator's own rule; `info["success"]` says so. Same seed, same episode. Each offers `make_expert(seed)`.
+
+Beside them two tasks of our own, whose experts have habits: `sparse/CrossMaze-v0` and `sparse/PickCubeHabits-v0`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import numpy as np
 METAWORLD_TASKS = ("pick-place-v3", "push-v3", "drawer-open-v3", "button-press-v3")
 METAWORLD_STEPS = 200
 HAND_STEPS = 50
+MAZE_STEPS = 40
+PICK_CUBE_STEPS = 80
 
 
 class Expert(Protocol):
@@ -69,3 +73,5 @@ for _task in METAWORLD_TASKS:
 gymnasium.register(
     "sparse/HandReach-v3", "sparse_hand:SparseHandReach", max_episode_steps=HAND_STEPS, disable_env_checker=True
 )
+gymnasium.register("sparse/CrossMaze-v0", "sparse_maze:CrossMaze", max_episode_steps=MAZE_STEPS)
+gymnasium.register("sparse/PickCubeHabits-v0", "sparse_habits:PickCubeHabits", max_episode_steps=PICK_CUBE_STEPS)

@@ -96,8 +96,8 @@ class LearningConfig:
     """Gamma, per environment step."""
     backup: Literal["one_step", "n_step"] = "one_step"
     """Over action dimensions: each backs up the next (eq. 1), or all share R + gamma Q of the next action's last."""
-    environment_steps: int = 1
-    """Rewards of the log before the bootstrap: R_t + gamma R_{t+1} + ... + gamma^n V(s_{t+n})."""
+    environment_steps: int = 10
+    """Rewards of the log before the bootstrap: R_t + gamma R_{t+1} + ... + gamma^n V(s_{t+n}); 1 in eq. 1."""
     monte_carlo_bound: bool = True
     """Targets are at least the return that was seen (section 4.3)."""
     conservative_weight: float = 0.1
@@ -108,7 +108,7 @@ class LearningConfig:
     """Share of the target network that stays at each update."""
     support_threshold: float = 0.0
     """Bins with less than this share of the likeliest bin's density are never chosen; 0 admits all, 1 one alone."""
-    support_temperature: float = 0.3
+    support_temperature: float = 0.1
     """Bins are chosen by Q + temperature * log density, Q in [0, 1]; 0 is the maximum of Q."""
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
@@ -251,6 +251,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
         "tokens": TokenConfig(num_bins=256),
         "model": ModelConfig(window=6),
         "learning": LearningConfig(
+            environment_steps=1,
             conservative_weight=1.0,
             support_temperature=0.0,
             density_weight=0.0,
@@ -261,6 +262,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     # Conservative Q-learning (arXiv 2006.04779) over tokens: a plain maximum of Q, no density, no bound.
     "cql": {
         "learning": LearningConfig(
+            environment_steps=1,
             monte_carlo_bound=False,
             regularizer="softmax",
             support_temperature=0.0,

@@ -35,7 +35,7 @@ class Targets(NamedTuple):
     is_known: Bool[Tensor, "batch time tokens"]
     """False on padding, and for the last token of a step that was cut off without its successor."""
     advantages: Float[Tensor, "batch time"]
-    """R + gamma V(s') - V(s) of the logged action; known where the last token's target is."""
+    """R + gamma V(s') - V(s) of the logged action, over as many steps as the return; known where that is."""
 
 
 _WARM_UP = 100  # updates

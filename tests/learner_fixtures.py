@@ -24,6 +24,7 @@ from qtransformer_datasets.schema import Episode
 
 UNIT = ReturnScale(0.0, 1.0)
 PLAIN = LearningConfig(  # eq. 1 alone: no bound, no regulariser, no density, one-hot labels
+    environment_steps=1,
     monte_carlo_bound=False,
     conservative_weight=0.0,
     support_temperature=0.0,

@@ -23,7 +23,7 @@ def test_the_paper_preset_is_the_paper():
     assert (learning.discount, learning.polyak, learning.conservative_weight) == (0.98, 0.99, 1.0)
     assert learning.monte_carlo_bound
     assert (learning.support_threshold, learning.support_temperature, learning.density_weight) == (0, 0, 0)
-    assert learning.label_width == 0
+    assert (learning.label_width, learning.environment_steps, learning.backup) == (0, 1, "one_step")
 
 
 def test_the_default_preset_changes_nothing():

@@ -46,7 +46,8 @@ def options_of(*arguments: str) -> Namespace:
 def test_ours_is_always_among_the_methods_and_the_order_is_fixed():
     assert options_of("--methods", IQL, "cloning").methods == ["ours", "cloning", IQL]
     assert options_of().methods == list(quality.METHODS)
-    assert options_of().rows == ("pick-cube", "pick-place", "push", "drawer-open", "button-press", "hand-reach")
+    noisy = ("pick-cube", "pick-place", "push", "drawer-open", "button-press", "hand-reach")
+    assert options_of().rows == (*noisy, "cross-maze", "pick-cube-habits")
 
 
 def test_quick_is_small_and_keeps_its_cells_apart():
