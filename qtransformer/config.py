@@ -96,7 +96,7 @@ class LearningConfig:
     """Gamma, per environment step."""
     backup: Literal["one_step", "n_step"] = "one_step"
     """Over action dimensions: each backs up the next (eq. 1), or all share R + gamma Q of the next action's last."""
-    environment_steps: int = 10
+    environment_steps: int = 5
     """Rewards of the log before the bootstrap: R_t + gamma R_{t+1} + ... + gamma^n V(s_{t+n}); 1 in eq. 1."""
     monte_carlo_bound: bool = True
     """Targets are at least the return that was seen (section 4.3)."""
