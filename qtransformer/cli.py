@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -39,6 +39,9 @@ class Evaluate:
     """Episodes, with seeds seed, seed + 1, ..."""
     num_envs: int = 4
     """Environments side by side; the result does not depend on it."""
+    vectorization: Literal["sync", "async"] = "sync"
+    """How they step: one after the other, or each in a process of its own; the result does not depend on it. Only
+    async outlives an environment that kills its process."""
     seed: int = 0
     """Seed of the first episode."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
@@ -49,7 +52,7 @@ class Evaluate:
     """Print JSON for programs, every episode included."""
 
     def run(self) -> None:
-        """Prints the success rate with its interval, return, length and latency."""
+        """Prints the success rate with its interval, crashes, tasks, return, length and latency."""
         from qtransformer.evaluation import Plan, evaluate, make_environment
         from qtransformer.loading import open_policy
         from qtransformer.training_log import warn_if_log_changed
@@ -63,8 +66,8 @@ class Evaluate:
         with progress("evaluate", self.episodes) as advance:
             evaluation = evaluate(
                 opened.policy,
-                lambda: make_environment(environment_id, kwargs, self.imports),
-                Plan(self.episodes, self.num_envs, self.seed, opened.ignored_observations),
+                partial(make_environment, environment_id, kwargs, self.imports),
+                Plan(self.episodes, self.num_envs, self.seed, opened.ignored_observations, self.vectorization),
                 on_episode=lambda _: advance(),
             )
         _print_json(evaluation.to_json()) if self.json else print_summary(evaluation.summary())
