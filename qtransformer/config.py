@@ -108,7 +108,7 @@ class LearningConfig:
     """Share of the target network that stays at each update."""
     support_threshold: float = 0.0
     """Bins with less than this share of the likeliest bin's density are never chosen; 0 admits all, 1 one alone."""
-    support_temperature: float = 0.1
+    support_temperature: float = 0.03
     """Bins are chosen by Q + temperature * log density, Q in [0, 1]; 0 is the maximum of Q."""
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
