@@ -110,6 +110,8 @@ class LearningConfig:
     """Bins with less than this share of the likeliest bin's density are never chosen; 0 admits all, 1 one alone."""
     support_temperature: float = 0.03
     """Bins are chosen by Q + temperature * log density, Q in [0, 1]; 0 is the maximum of Q."""
+    target_temperature: float = 0.1
+    """The same for the policy whose value the targets hold: the less it trusts Q, the less its errors grow."""
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
     advantage_sharpness: float = 1.0
@@ -138,6 +140,7 @@ class LearningConfig:
         for name in (
             "conservative_weight",
             "support_temperature",
+            "target_temperature",
             "density_weight",
             "advantage_sharpness",
             "inverse_temperature",
@@ -149,8 +152,8 @@ class LearningConfig:
             _require(name, getattr(self, name), getattr(self, name) > 0, "be above 0")
         _require("expectile", self.expectile, 0 < self.expectile < 1, "lie between 0 and 1")
         _require("environment_steps", self.environment_steps, self.environment_steps >= 1, "be at least 1")
-        needs_density = self.support_threshold > 0 or self.support_temperature > 0
-        rule = "be above 0, or support_threshold and support_temperature be 0: the density says what is supported"
+        needs_density = max(self.support_threshold, self.support_temperature, self.target_temperature) > 0
+        rule = "be above 0, or support_threshold and both temperatures be 0: the density says what is supported"
         _require("density_weight", self.density_weight, self.density_weight > 0 or not needs_density, rule)
 
 
@@ -254,6 +257,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             environment_steps=1,
             conservative_weight=1.0,
             support_temperature=0.0,
+            target_temperature=0.0,
             density_weight=0.0,
             advantage_sharpness=0.0,
             label_width=0.0,
@@ -266,6 +270,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             monte_carlo_bound=False,
             regularizer="softmax",
             support_temperature=0.0,
+            target_temperature=0.0,
             density_weight=0.0,
             advantage_sharpness=0.0,
         ),
