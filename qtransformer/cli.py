@@ -74,6 +74,49 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
+class Compare:
+    """Tell which policies are better than which, from the same episodes, at an error rate of 5 % over all pairs."""
+
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH|NAME=PATH,PATH")]
+    """Runs, bundles, or files of `evaluate --json`, two at least. Several trainings of one method are one group:
+    ours=RUN0,RUN1,RUN2. Files are taken as they are, the others are played."""
+    episodes: int = 100
+    """Episodes, with seeds seed, seed + 1, ..."""
+    num_envs: int = 4
+    """Environments side by side; the result does not depend on it."""
+    seed: int = 0
+    """Seed of the first episode."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
+    """Modules that register the environment's id."""
+    env_id: str | None = None
+    """Another environment than the one that the logs came from."""
+    points: float = 5.0
+    """Difference, in percentage points, for which to say how many more episodes would show it."""
+    picture: Path | None = None
+    """PNG to write; one that is there is replaced."""
+    json: bool = False
+    """Print JSON for programs, every episode included."""
+
+    def run(self) -> None:
+        """Prints the success of each, and of each pair difference, interval, verdict and what more would show."""
+        from qtransformer.compare_report import print_comparison, save_picture
+        from qtransformer.compare_sources import Play, gather, parse_methods
+        from qtransformer.comparison_pairs import compare, require_comparable
+        from qtransformer.evaluation import Plan
+
+        methods = parse_methods(self.policies)
+        require_comparable(len(methods), self.points)
+        gathered = gather(methods, Play(Plan(self.episodes, self.num_envs, self.seed), self.imports, self.env_id))
+        comparison = compare(gathered.methods, self.points)
+        if self.json:
+            _print_json({**gathered.to_json(), **comparison.to_json()})
+        else:
+            print_comparison(comparison, gathered.title())
+        if self.picture:
+            save_picture(comparison, self.picture, gathered.title())
+
+
+@dataclass(frozen=True)
 class Explain:
     """Show what a trained run makes of a log, on one HTML page: values, every bin, calibration, alarms."""
 
@@ -171,6 +214,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", description=_TRAIN), train, tyro.conf.OmitArgPrefixes]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
