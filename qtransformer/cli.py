@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from qtransformer.config import PRESETS, RunError, TrainConfig
-from qtransformer.console import print_summary, print_verdicts, progress
+from qtransformer.console import print_verdicts
 from qtransformer.deploy.controller import ControllerError
+from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
 from qtransformer_datasets.schema import DatasetError
 
@@ -27,50 +28,6 @@ _DESCRIPTION = (
     "collect or inspect a log, train on it, evaluate in simulation, export to a robot controller."
 )
 _TRAIN = "Train a policy on a log."
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Play episodes in simulation with a trained run or an exported bundle; a bundle needs no torch."""
-
-    path: tyro.conf.Positional[Path]
-    """The --out folder of `train`, or that of `export`."""
-    episodes: int = 100
-    """Episodes, with seeds seed, seed + 1, ..."""
-    num_envs: int = 4
-    """Environments side by side; the result does not depend on it."""
-    vectorization: Literal["sync", "async"] = "sync"
-    """How they step: one after the other, or each in a process of its own; the result does not depend on it. Only
-    async outlives an environment that kills its process."""
-    seed: int = 0
-    """Seed of the first episode."""
-    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
-    """Modules that register the environment's id."""
-    env_id: str | None = None
-    """Another environment than the one that the log came from."""
-    json: bool = False
-    """Print JSON for programs, every episode included."""
-
-    def run(self) -> None:
-        """Prints the success rate with its interval, crashes, tasks, return, length and latency."""
-        from qtransformer.evaluation import Plan, evaluate, make_environment
-        from qtransformer.loading import open_policy
-        from qtransformer.training_log import warn_if_log_changed
-
-        opened = open_policy(self.path)
-        warn_if_log_changed(opened.origin)
-        environment_id = self.env_id or opened.environment_id
-        if environment_id is None:
-            raise RunError(f"{self.path}: its log names no environment; name one with --env-id")
-        kwargs = {} if self.env_id else opened.environment_kwargs
-        with progress("evaluate", self.episodes) as advance:
-            evaluation = evaluate(
-                opened.policy,
-                partial(make_environment, environment_id, kwargs, self.imports),
-                Plan(self.episodes, self.num_envs, self.seed, opened.ignored_observations, self.vectorization),
-                on_episode=lambda _: advance(),
-            )
-        _print_json(evaluation.to_json()) if self.json else print_summary(evaluation.summary())
 
 
 @dataclass(frozen=True)

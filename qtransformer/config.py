@@ -20,6 +20,7 @@ Preset = Literal["default", "paper", "cql"]
 
 # These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
 ACT_BY_DENSITY: frozenset[Algorithm] = frozenset({"behaviour_cloning", "implicit_q_learning", "decision_transformer"})
+WITHOUT_VALUES: frozenset[Algorithm] = frozenset({"behaviour_cloning", "decision_transformer"})
 
 _LEAST_ATOMS = 11  # HL-Gauss spends four and a half on margins
 _MAX_BITS = 12  # of an action dimension: 4,096 values; labels are kept as a table of all of them

@@ -119,7 +119,7 @@ def evaluate(
     make: Callable[[], gymnasium.Env],
     plan: Plan,
     on_episode: Callable[[EpisodeOutcome | CrashedEpisode], None] = lambda outcome: None,
-    on_rollout: Callable[[Rollout], None] | None = None,
+    listeners: Sequence[Callable[[Rollout], None]] = (),
 ) -> Evaluation:
     """Plays the episodes of `plan`, and tells of them in the order of their seeds, each as soon as those before ended.
 
@@ -128,7 +128,7 @@ def evaluate(
         make: returns a new environment; with `vectorization="async"` something that pickle can send.
         plan: which episodes, and how.
         on_episode: called with each outcome.
-        on_rollout: called with each whole episode, which is kept in memory for it.
+        listeners: each is called with each whole episode, crashed ones included, which is kept in memory for them.
 
     Raises:
         EvaluationError: every episode crashed.
@@ -138,7 +138,7 @@ def evaluate(
     crashes: list[CrashedEpisode] = []
     stopped, rule = None, ""
     with open_environments(plan.vectorization, make, min(plan.num_envs, plan.episodes)) as environments:
-        game = _Game(policy, environments, plan, is_kept=on_rollout is not None)
+        game = _Game(policy, environments, plan, is_kept=bool(listeners))
         for rollout in _in_order(game.play(), plan.seed):
             outcome = rollout.outcome()
             if isinstance(outcome, CrashedEpisode):
@@ -146,8 +146,8 @@ def evaluate(
             else:
                 outcomes.append(outcome)
                 rule = rule or (RETURN_RULE if rollout.success is None else WORD_RULE)
-            if on_rollout is not None:
-                on_rollout(rollout)
+            for listen in listeners:
+                listen(rollout)
             on_episode(outcome)
             stopped = _hopeless(plan, outcomes, crashes)
             if stopped:
@@ -172,14 +172,15 @@ class _Game:
 
     def play(self) -> Iterator[Rollout]:
         """Yields each episode when it is over."""
-        plan = self._plan
+        plan, render_fps = self._plan, self._environments.facts.render_fps
         waiting, running = iter(range(plan.seed, plan.seed + plan.episodes)), dict[int, Rollout]()
         while True:
             commands: dict[int, Reset | np.ndarray] = dict(self._act(running)) if running else {}
             for slot in range(min(plan.num_envs, plan.episodes)):
                 if slot not in running and (seed := next(waiting, None)) is not None:
-                    commands[slot] = Reset(seed, is_drawn=seed - plan.seed < plan.num_drawn)
-                    running[slot] = Rollout(seed, plan.ignored_observations, self._is_kept)
+                    is_drawn = seed - plan.seed < plan.num_drawn
+                    commands[slot] = Reset(seed, is_drawn)
+                    running[slot] = Rollout(seed, plan.ignored_observations, self._is_kept, is_drawn, render_fps)
                     self._policy.reset(slot)
             if not commands:
                 return

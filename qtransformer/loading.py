@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qtransformer.batch import DatasetSpec
-from qtransformer.config import RunError, TrainConfig
+from qtransformer.config import WITHOUT_VALUES, RunError, TrainConfig
 from qtransformer.evaluation import Policy
 
 if TYPE_CHECKING:
@@ -66,7 +66,14 @@ class OpenedPolicy:
     environment_kwargs: Mapping[str, Any]
     ignored_observations: tuple[str, ...]
     origin: Mapping[str, Any]
-    """`config` and `dataset` (with its fingerprint) of the training run."""
+    """`config`, `step`, `return_scale` and `dataset` (with its fingerprint) of the training run."""
+
+    def value_of(self) -> Callable[[float], float] | None:
+        """Returns the map from Q in (0, 1) to returns of the log; None where the algorithm learns no values."""
+        if self.origin["config"]["algorithm"] in WITHOUT_VALUES:
+            return None
+        low, high = (self.origin["return_scale"][key] for key in ("low", "high"))
+        return lambda q_value: low + (high - low) * q_value
 
 
 def load_run(folder: Path) -> LoadedRun:

@@ -1,6 +1,8 @@
-"""One episode of an exported bundle, as pictures. A process of its own, since MuJoCo chooses its renderer at import.
+"""Drawing without a screen: MuJoCo chooses its renderer when it is imported, so it must be told before.
 
-MUJOCO_GL=egl python -m qtransformer.pictures BUNDLE FRAMES.npz SEED
+`record_frames` draws in a process of its own, for a caller that may have imported MuJoCo already:
+
+python -m qtransformer.pictures BUNDLE FRAMES.npz SEED
 """
 
 from __future__ import annotations
@@ -9,18 +11,28 @@ import os
 import subprocess
 import sys
 from ctypes.util import find_library
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from qtransformer.rollout import Rollout
+
 _BACKENDS = {"EGL": "egl", "OSMesa": "osmesa"}  # library -> MUJOCO_GL
+
+
+def choose_renderer() -> None:
+    """Sets MUJOCO_GL to a renderer that is installed and needs no screen, unless it is set; call it before MuJoCo."""
+    backend = next((gl for library, gl in _BACKENDS.items() if find_library(library)), None)
+    if backend is not None:
+        os.environ.setdefault("MUJOCO_GL", backend)
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # a software renderer's threads would take the policy's core
 
 
 def record_frames(bundle: Path, seed: int, frames: Path) -> np.ndarray | None:
     """Returns uint8 frames (T, height, width, 3) of one episode, kept in `frames`; None where nothing can be drawn."""
-    backend = os.environ.get("MUJOCO_GL") or next((gl for name, gl in _BACKENDS.items() if find_library(name)), "")
     command = [sys.executable, "-m", "qtransformer.pictures", str(bundle), str(frames), str(seed)]
-    environment = {**os.environ, "MUJOCO_GL": backend, "LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if subprocess.run(command, env=environment, capture_output=True, check=False).returncode != 0:
         return None
     with np.load(frames, allow_pickle=False) as arrays:
@@ -29,19 +41,16 @@ def record_frames(bundle: Path, seed: int, frames: Path) -> np.ndarray | None:
 
 def play(bundle: Path, frames: Path, seed: int) -> None:
     """Plays the episode and writes its frames."""
-    from qtransformer.evaluation import make_environment
+    from qtransformer.evaluation import Plan, evaluate, make_environment
     from qtransformer.loading import open_policy
 
-    opened = open_policy(bundle)
+    choose_renderer()
+    opened, rollouts = open_policy(bundle), list[Rollout]()
     kwargs = {**opened.environment_kwargs, "render_mode": "rgb_array"}
-    environment = make_environment(opened.environment_id or "", kwargs, ("qtransformer_envs",))
-    observation, _ = environment.reset(seed=seed)
-    opened.policy.reset(0)
-    pictures, is_over = [np.asarray(environment.render())], False
-    while not is_over:
-        observation, _, terminated, truncated, _ = environment.step(opened.policy.act([0], [observation])[0])
-        pictures.append(np.asarray(environment.render()))
-        is_over = terminated or truncated
+    make = partial(make_environment, opened.environment_id or "", kwargs, ("qtransformer_envs",))
+    plan = Plan(1, 1, seed, opened.ignored_observations, num_drawn=1)
+    evaluate(opened.policy, make, plan, listeners=[rollouts.append])
+    pictures = [step.frame for step in rollouts[0].steps if step.frame is not None]
     np.savez_compressed(frames, frames=np.stack(pictures))
 
 

@@ -26,9 +26,21 @@ class Rollout:
     """Action k answers step k; empty where nobody listens."""
     q_values: list[float]
     """Of the actions, in (0, 1); empty where nobody listens, or where the policy tells none."""
+    is_drawn: bool
+    """Whether the steps come with pictures."""
+    render_fps: float
+    """Pictures a second of real time."""
 
-    def __init__(self, seed: int, ignored_observations: tuple[str, ...], is_kept: bool) -> None:
+    def __init__(
+        self,
+        seed: int,
+        ignored_observations: tuple[str, ...] = (),
+        is_kept: bool = True,
+        is_drawn: bool = False,
+        render_fps: float = 10.0,
+    ) -> None:
         self.seed, self._ignored, self._is_kept = seed, ignored_observations, is_kept
+        self.is_drawn, self.render_fps = is_drawn, render_fps
         self.steps, self.actions, self.q_values = [], [], []
         self._length, self._return, self._success_once = -1, 0.0, False
         self._error: str | None = None

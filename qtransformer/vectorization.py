@@ -87,13 +87,27 @@ def open_environments(
         num_envs: how many.
 
     Raises:
-        RunError: an environment cannot be made.
+        RunError: an environment cannot be made; later on, from `answer`: it cannot be made anew, or cannot be drawn.
     """
     environments = (SyncEnvironments if vectorization == "sync" else AsyncEnvironments)(make, num_envs)
     try:
         yield environments
     finally:
         environments.close()
+
+
+def made(make: Make) -> gymnasium.Env:
+    """Returns a new environment.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    try:
+        return make()
+    except RunError:
+        raise
+    except Exception as error:  # the constructors of environments raise whatever they like
+        raise RunError(f"the environment cannot be made: {_sentence(error)}; correct its id or its settings") from error
 
 
 class SyncEnvironments:
@@ -104,11 +118,7 @@ class SyncEnvironments:
         self.facts = self._hosts[0].facts
 
     def answer(self, commands: Mapping[int, Reset | np.ndarray]) -> dict[int, Step | Crash]:
-        """Passes each slot its command, one after the other, and returns the answers.
-
-        Raises:
-            RunError: an environment cannot be made anew, or cannot be drawn.
-        """
+        """Passes each slot its command, one after the other, and returns the answers."""
         return {slot: self._hosts[slot].answer(command) for slot, command in commands.items()}
 
     def close(self) -> None:
@@ -129,11 +139,7 @@ class AsyncEnvironments:
             raise
 
     def answer(self, commands: Mapping[int, Reset | np.ndarray]) -> dict[int, Step | Crash]:
-        """Sends all commands, then waits for all answers, which it returns.
-
-        Raises:
-            RunError: an environment cannot be made anew, or cannot be drawn.
-        """
+        """Sends all commands, then waits for all answers, which it returns."""
         for slot, command in commands.items():
             self._remotes[slot].send(command)
         return {slot: self._remotes[slot].receive() for slot in commands}
@@ -150,7 +156,7 @@ class Host:
     """One environment, made anew after each of its exceptions."""
 
     def __init__(self, make: Make) -> None:
-        self._make, self._environment, self._is_drawn = make, _made(make), False
+        self._make, self._environment, self._is_drawn = make, made(make), False
 
     @property
     def facts(self) -> EnvironmentFacts:
@@ -168,7 +174,7 @@ class Host:
             step = self._reset(command) if isinstance(command, Reset) else self._step(command)
         except Exception as error:  # whatever the environment raises is a crash of its episode
             self.close()
-            self._environment = _made(self._make)
+            self._environment = made(self._make)
             return Crash(_sentence(error))
         return replace(step, frame=self._draw()) if self._is_drawn else step
 
@@ -275,15 +281,6 @@ def _serve(connection: Connection, make: Make) -> None:
             host.close()
         except RunError as error:
             connection.send(error)
-
-
-def _made(make: Make) -> gymnasium.Env:
-    try:
-        return make()
-    except RunError:
-        raise
-    except Exception as error:  # the constructors of environments raise whatever they like
-        raise RunError(f"the environment cannot be made: {_sentence(error)}; correct its id or its settings") from error
 
 
 def _sentence(error: Exception) -> str:

@@ -85,6 +85,14 @@ class HopelessEnv(PassingEnv):
         raise RuntimeError("nothing works")
 
 
+class UnreachableEnv(PassingEnv):
+    """Never calls anything a success."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, _ = super().step(action)
+        return observation, reward, terminated, truncated, {"success": False}
+
+
 class UnmakeableEnv(PassingEnv):
     """Cannot be made."""
 
@@ -113,7 +121,18 @@ class EmptyPictureEnv(PassingEnv):
         return None
 
 
-NAMES = ("Passing", "Raising", "Dying", "Diverging", "Hopeless", "Unmakeable", "Stillborn", "Unseen", "EmptyPicture")
+NAMES = (
+    "Passing",
+    "Unreachable",
+    "Raising",
+    "Dying",
+    "Diverging",
+    "Hopeless",
+    "Unmakeable",
+    "Stillborn",
+    "Unseen",
+    "EmptyPicture",
+)
 for _name in NAMES:
     if f"test/{_name}-v0" not in gymnasium.registry:
         gymnasium.register(f"test/{_name}-v0", f"evaluation_fixtures:{_name}Env", max_episode_steps=12)

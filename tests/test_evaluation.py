@@ -245,7 +245,7 @@ class Expecting(Walker):
 @pytest.mark.parametrize("num_envs", [1, 4])
 def test_whole_episodes_are_told_in_order(num_envs):
     rollouts = []
-    listening = {"on_rollout": rollouts.append}
+    listening = {"listeners": [rollouts.append]}
     evaluation = play_in("Raising", Expecting(), num_envs=num_envs, listening=listening)
     assert [each.seed for each in rollouts] == list(range(6))
     assert [len(each.actions) for each in rollouts] == [12, 12, 3, 12, 0, 12]
