@@ -6,18 +6,17 @@ inside the functions, so that evaluating a bundle never loads torch and `--help`
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from qtransformer.config import PRESETS, RunError, TrainConfig
-from qtransformer.console import print_verdicts
+from qtransformer.console import print_json, print_verdicts
 from qtransformer.deploy.controller import ControllerError
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
@@ -41,6 +40,8 @@ class Compare:
     """Episodes, with seeds seed, seed + 1, ..."""
     num_envs: int = 4
     """Environments side by side; the result does not depend on it."""
+    vectorization: Literal["sync", "async"] = "sync"
+    """How they step: one after the other, or each in a process of its own; the result does not depend on it."""
     seed: int = 0
     """Seed of the first episode."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
@@ -63,10 +64,11 @@ class Compare:
 
         methods = parse_methods(self.policies)
         require_comparable(len(methods), self.points)
-        gathered = gather(methods, Play(Plan(self.episodes, self.num_envs, self.seed), self.imports, self.env_id))
+        plan = Plan(self.episodes, self.num_envs, self.seed, vectorization=self.vectorization)
+        gathered = gather(methods, Play(plan, self.imports, self.env_id))
         comparison = compare(gathered.methods, self.points)
         if self.json:
-            _print_json({**gathered.to_json(), **comparison.to_json()})
+            print_json({**gathered.to_json(), **comparison.to_json()})
         else:
             print_comparison(comparison, gathered.title())
         if self.picture:
@@ -125,7 +127,7 @@ class Export:
         report = export_bundle(
             loaded.policy, spec=loaded.spec, samples=loaded.samples(), card=loaded.card(), out=self.out
         )
-        _print_json(report)
+        print_json(report)
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,6 @@ def _option(arguments: Sequence[str], flag: str) -> str | None:
         if argument.startswith(flag + "="):
             return argument.removeprefix(flag + "=")
     return None
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from qtransformer.comparison import ERROR_RATE, POWER
 from qtransformer.comparison_pairs import CROSSED, Comparison, Method, Pair
-from qtransformer.config import RunError
+from qtransformer.config import writing
 from qtransformer.files import write_durably
 from qtransformer.page import PALETTE
 from qtransformer.report_plots import plotting
@@ -122,11 +122,9 @@ def save_picture(comparison: Comparison, path: Path, title: str) -> None:
         difference.axvline(0, color=PALETTE["muted"][0], linewidth=1)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png")
-    try:
+    with writing("--picture", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_durably(path, lambda temporary: temporary.write_bytes(buffer.getvalue()))
-    except OSError as error:
-        raise RunError(f"--picture {path}: cannot be written ({error}); choose another path") from error
 
 
 def _method_row(place: int, method: Method) -> _Row:

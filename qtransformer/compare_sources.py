@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def gather(methods: Mapping[str, Sequence[Path]], play: Play) -> Gathered:
     paths = list(dict.fromkeys(path for each in methods.values() for path in each))
     played = {path: read_outcomes(path) for path in paths if not path.is_dir()}
     policies = {path: open_policy(path) for path in paths if path.is_dir()}
-    environments = {path: _environment(path, policy, play) for path, policy in policies.items()}
+    environments = {path: policy.environment(play.environment_id) for path, policy in policies.items()}
     ids = {path: played[path].environment_id if path in played else environments[path][0] for path in paths}
     _require_same("environments", ids)
     _require_same("settings of the environment", {path: str(kwargs) for path, (_, kwargs) in environments.items()})
@@ -119,7 +120,7 @@ def gather(methods: Mapping[str, Sequence[Path]], play: Play) -> Gathered:
     _require_same_seeds({path: played[path].seeds if path in played else planned for path in paths})
     for path, policy in policies.items():
         warn_if_log_changed(policy.origin)
-        played[path] = _play(path, policy, environments[path], play)
+        played[path] = _play(policy, play)
     _require_same("rules of success", {path: each.success_rule for path, each in played.items()})
     return _in_one_table(methods, played)
 
@@ -168,23 +169,11 @@ def _outcomes(document: Any) -> Outcomes:
     return Outcomes(str(document["environment_id"]), str(document["success_rule"]), successes, crashed)
 
 
-def _environment(path: Path, opened: OpenedPolicy, play: Play) -> tuple[str, Mapping[str, Any]]:
-    if play.environment_id:
-        return play.environment_id, {}
-    if opened.environment_id is None:
-        raise RunError(f"{path}: its log names no environment; name one with --env-id")
-    return opened.environment_id, opened.environment_kwargs
-
-
-def _play(path: Path, opened: OpenedPolicy, environment: tuple[str, Mapping[str, Any]], play: Play) -> Outcomes:
+def _play(opened: OpenedPolicy, play: Play) -> Outcomes:
     plan = replace(play.plan, ignored_observations=opened.ignored_observations)
-    with progress(f"compare: {path}", plan.episodes) as advance:
-        evaluation = evaluate(
-            opened.policy,
-            lambda: make_environment(*environment, play.imports),
-            plan,
-            on_episode=lambda _: advance(),
-        )
+    make = partial(make_environment, *opened.environment(play.environment_id), play.imports)
+    with progress(f"compare: {opened.path}", plan.episodes) as advance:
+        evaluation = evaluate(opened.policy, make, plan, on_episode=lambda _: advance())
     return _outcomes(evaluation.to_json())
 
 

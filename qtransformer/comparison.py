@@ -1,8 +1,7 @@
 """Equations that tell two policies apart from what they did in the same episodes.
 
 Pure functions of counts and numpy floats, each with its source. Success is 1.0, failure 0.0; differences are shares,
-and positive where A is better. Special about this file: the quantiles of Student's t are integrated here, so that
-statistics need numpy alone. It must not know what a policy, an environment or a file is.
+and positive where A is better. It must not know what a policy, an environment or a file is.
 """
 
 from __future__ import annotations
@@ -14,13 +13,13 @@ from statistics import NormalDist
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats
 
 ERROR_RATE = 0.05
 POWER = 0.8
 
 _NORMAL = NormalDist()
 _BISECTIONS = 60  # halve an interval of length 2 below the spacing of floats
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(80)
 _RESAMPLES = 2000
 
 
@@ -33,11 +32,7 @@ def mcnemar_p(only_a: int, only_b: int) -> float:
     If the policies are alike, the episodes in which one alone succeeds are fair coins (McNemar 1947; exact: Mosteller
     1952): twice the lower binomial tail, at most 1.
     """
-    discordant, ways, tail = only_a + only_b, 1, 0
-    for count in range(min(only_a, only_b) + 1):
-        tail += ways
-        ways = ways * (discordant - count) // (count + 1)  # exact: the next binomial coefficient
-    return min(1.0, 2 * tail / 2**discordant)
+    return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def paired_interval(only_a: int, only_b: int, episodes: int, error_rate: float = ERROR_RATE) -> tuple[float, float]:
@@ -114,12 +109,12 @@ class CrossedDifference:
 
     def interval(self, error_rate: float = ERROR_RATE) -> tuple[float, float]:
         """Returns Student's interval, cut to [-1, 1]."""
-        margin = student_quantile(error_rate, self.degrees_of_freedom) * math.sqrt(self.variance)
+        margin = float(stats.t.isf(error_rate / 2, self.degrees_of_freedom)) * math.sqrt(self.variance)
         return max(-1.0, self.difference - margin), min(1.0, self.difference + margin)
 
     def p_value(self) -> float:
         """Returns the two-sided p-value of Student's test of no difference."""
-        return student_p(self.difference / math.sqrt(self.variance), self.degrees_of_freedom)
+        return 2 * float(stats.t.sf(abs(self.difference) / math.sqrt(self.variance), self.degrees_of_freedom))
 
     def episodes(self, difference: float, played: int, error_rate: float = ERROR_RATE) -> int | None:
         """Returns how many episodes a training show `difference` with a power of 80 %, if trainings vary as these do.
@@ -127,7 +122,7 @@ class CrossedDifference:
         Solves d = (t_a + z_b) sqrt(variance) for the episodes; None where the trainings alone vary too much. Two or
         three trainings tell little of how much they vary, and the power falls with that.
         """
-        tails = student_quantile(error_rate, self.degrees_of_freedom) + _NORMAL.inv_cdf(POWER)
+        tails = float(stats.t.isf(error_rate / 2, self.degrees_of_freedom)) + _NORMAL.inv_cdf(POWER)
         left = (difference / tails) ** 2 - self.training_part
         return math.ceil(played * self.episode_part / left) if left > 0 else None
 
@@ -188,29 +183,3 @@ def probability_of_improvement(
     resampled = wins[rows[:, :, None], columns[:, None, :]].mean(axis=(1, 2))
     low, high = np.quantile(resampled, (ERROR_RATE / 2, 1 - ERROR_RATE / 2))
     return float(wins.mean()), (float(low), float(high))
-
-
-# --- Student's t ------------------------------------------------------------------------------------------------------
-
-
-def student_p(t: float, degrees_of_freedom: float) -> float:
-    """Returns P(|T| > |t|) of Student's t, for degrees of freedom of at least 1, to ten digits.
-
-    With T = sqrt(f) tan(angle) the density is proportional to cos(angle)^(f - 1), smooth on a bounded interval.
-    """
-    f = degrees_of_freedom
-    start = math.atan(abs(t) / math.sqrt(f))
-    width = min(math.pi / 2 - start, 12 / math.sqrt(f))  # what lies beyond is below exp(-50)
-    angles = start + width * (_NODES + 1) / 2
-    area = width / 2 * float(_WEIGHTS @ np.cos(angles) ** (f - 1))
-    return min(1.0, 2 * area * math.exp(math.lgamma((f + 1) / 2) - math.lgamma(f / 2)) / math.sqrt(math.pi))
-
-
-def student_quantile(error_rate: float, degrees_of_freedom: float) -> float:
-    """Returns the t that |T| exceeds with probability `error_rate`."""
-    low, high = 0.0, math.pi / 2
-    for _ in range(_BISECTIONS):
-        angle = (low + high) / 2
-        is_exceeded_more = student_p(math.sqrt(degrees_of_freedom) * math.tan(angle), degrees_of_freedom) > error_rate
-        low, high = (angle, high) if is_exceeded_more else (low, angle)
-    return math.sqrt(degrees_of_freedom) * math.tan(low)

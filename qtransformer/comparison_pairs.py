@@ -27,7 +27,7 @@ from qtransformer.comparison import (
     probability_of_improvement,
 )
 from qtransformer.config import RunError
-from qtransformer.evaluation import wilson_interval
+from qtransformer.outcomes import wilson_interval
 
 EXACT, CROSSED = "exact McNemar", "Student's t over trainings and episodes"
 

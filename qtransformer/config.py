@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import log2
 from pathlib import Path
@@ -28,6 +29,19 @@ _MAX_BITS = 12  # of an action dimension: 4,096 values; labels are kept as a tab
 
 class RunError(Exception):
     """A setting, a run folder or a bundle cannot be used; the message says which, why and what to do."""
+
+
+@contextmanager
+def writing(flag: str, path: Path) -> Iterator[None]:
+    """Turns a failure to write what the user asked for with `flag` into one line.
+
+    Raises:
+        RunError: the file system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{flag} {path}: cannot be written ({error.strerror or error}); choose another path") from error
 
 
 def _require(name: str, value: Any, is_sound: bool, rule: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -37,6 +38,11 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
                 console.print(line.rstrip(), markup=False, highlight=False, soft_wrap=True)
 
         yield advance
+
+
+def print_json(data: Any) -> None:
+    """Prints one document for programs on stdout."""
+    print(json.dumps(data, indent=1))
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ that MuJoCo is told how to draw before it is imported.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from qtransformer.config import RunError
-from qtransformer.console import print_summary, progress
+from qtransformer.console import print_json, print_summary, progress
 
 if TYPE_CHECKING:
     import gymnasium
@@ -67,10 +66,7 @@ class Evaluate:
         num_drawn = self._num_drawn()
         opened = open_policy(self.path)
         warn_if_log_changed(opened.origin)
-        environment_id = self.env_id or opened.environment_id
-        if environment_id is None:
-            raise RunError(f"{self.path}: its log names no environment; name one with --env-id")
-        kwargs = {} if self.env_id else dict(opened.environment_kwargs)
+        environment_id, kwargs = opened.environment(self.env_id)
         make = partial(make_environment, environment_id, kwargs, self.imports)
         drawn = partial(make_environment, environment_id, {**kwargs, "render_mode": "rgb_array"}, self.imports)
         plan = Plan(
@@ -92,7 +88,7 @@ class Evaluate:
                 on_episode=lambda _: advance(),
                 listeners=listeners,
             )
-        print(json.dumps(evaluation.to_json(), indent=1)) if self.json else print_summary(evaluation.summary())
+        print_json(evaluation.to_json()) if self.json else print_summary(evaluation.summary())
 
     def _num_drawn(self) -> int:
         """Returns how many episodes are drawn, and lets MuJoCo draw them without a screen."""

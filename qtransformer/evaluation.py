@@ -17,31 +17,9 @@ import gymnasium
 import numpy as np
 
 from qtransformer.config import RunError
-from qtransformer.outcomes import (
-    RETURN_RULE,
-    WORD_RULE,
-    CrashedEpisode,
-    EpisodeOutcome,
-    Evaluation,
-    wilson_interval,
-)
+from qtransformer.outcomes import RETURN_RULE, WORD_RULE, CrashedEpisode, EpisodeOutcome, Evaluation
 from qtransformer.rollout import Observation, Rollout
 from qtransformer.vectorization import AsyncEnvironments, Reset, SyncEnvironments, Vectorization, open_environments
-
-__all__ = [
-    "CrashedEpisode",
-    "EpisodeOutcome",
-    "Evaluation",
-    "EvaluationError",
-    "Observation",
-    "Plan",
-    "Policy",
-    "Rollout",
-    "ValuingPolicy",
-    "evaluate",
-    "make_environment",
-    "wilson_interval",
-]
 
 
 @runtime_checkable

@@ -46,8 +46,8 @@ def play(bundle: Path, frames: Path, seed: int) -> None:
 
     choose_renderer()
     opened, rollouts = open_policy(bundle), list[Rollout]()
-    kwargs = {**opened.environment_kwargs, "render_mode": "rgb_array"}
-    make = partial(make_environment, opened.environment_id or "", kwargs, ("qtransformer_envs",))
+    environment_id, kwargs = opened.environment()
+    make = partial(make_environment, environment_id, {**kwargs, "render_mode": "rgb_array"}, ("qtransformer_envs",))
     plan = Plan(1, 1, seed, opened.ignored_observations, num_drawn=1)
     evaluate(opened.policy, make, plan, listeners=[rollouts.append])
     pictures = [step.frame for step in rollouts[0].steps if step.frame is not None]

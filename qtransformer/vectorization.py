@@ -220,17 +220,14 @@ class _Remote:
             self._connection.send(command)
 
     def receive(self) -> Step | Crash:
-        try:
-            reply = self._connection.recv()
-        except (EOFError, OSError):
-            crash = Crash(self._cause_of_death())
-            self.close()
-            self._start()
-            self.wait_until_ready()
-            return crash
-        if isinstance(reply, RunError):
-            raise reply
-        return reply
+        reply = self._reply()
+        if reply is not None:
+            return reply
+        crash = Crash(self._cause_of_death())
+        self.close()
+        self._start()
+        self.wait_until_ready()
+        return crash
 
     def wait_until_ready(self) -> EnvironmentFacts:
         """Returns what the environment says of itself, once it is made.
@@ -238,12 +235,19 @@ class _Remote:
         Raises:
             RunError: it cannot be made.
         """
-        try:
-            reply = self._connection.recv()
-        except (EOFError, OSError) as error:
+        facts = self._reply()
+        if facts is None:
             raise RunError(
                 f"{self._cause_of_death()} while it made its environment; try --vectorization sync to see why"
-            ) from error
+            )
+        return facts
+
+    def _reply(self) -> Any:
+        """Returns what the process says, None if it is dead; raises the RunError that it sends."""
+        try:
+            reply = self._connection.recv()
+        except (EOFError, OSError):
+            return None
         if isinstance(reply, RunError):
             raise reply
         return reply

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from qtransformer.config import RunError
+from qtransformer.config import RunError, writing
 from qtransformer.files import write_durably
 from qtransformer.outcomes import CrashedEpisode
 from qtransformer.rollout import Rollout
@@ -39,18 +39,20 @@ def open_videos(folder: Path, value_of: ValueOf | None) -> Iterator[Listener]:
         value_of: turns Q in (0, 1) into what is shown; without it no Q is shown.
 
     Raises:
-        RunError: `folder` holds something, or there is nothing to write videos with.
+        RunError: `folder` holds something or cannot be written, or there is nothing to write videos with.
     """
     _require_av()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"--video {folder}: must be new or an empty folder, but holds something; choose another")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing("--video", folder):
+        folder.mkdir(parents=True, exist_ok=True)
 
     def take(rollout: Rollout) -> None:
         frames = captioned_frames(rollout, value_of)
         if frames:
             path = folder / f"seed_{rollout.seed:06d}_{verdict(rollout)}.mp4"
-            write_durably(path, lambda temporary: write_mp4(frames, rollout.render_fps, temporary))
+            with writing("--video", path):
+                write_durably(path, lambda temporary: write_mp4(frames, rollout.render_fps, temporary))
 
     yield take
 
@@ -60,7 +62,7 @@ def open_contact_sheet(path: Path) -> Iterator[Listener]:
     """Yields what adds each drawn episode as a row; the PNG is written at the end.
 
     Raises:
-        RunError: `path` does not end in .png.
+        RunError: `path` does not end in .png, or cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise RunError(f"--contact-sheet {path}: must end in .png; change the name")
@@ -72,8 +74,9 @@ def open_contact_sheet(path: Path) -> Iterator[Listener]:
 
     yield take
     if rows:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, lambda temporary: _stacked(rows).save(temporary, "PNG"))
+        with writing("--contact-sheet", path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_durably(path, lambda temporary: _stacked(rows).save(temporary, "PNG"))
 
 
 def verdict(rollout: Rollout) -> str:

@@ -54,7 +54,9 @@ def file(runs):
 
 
 def test_a_run_does_what_its_file_says(runs, file, capsys):
-    assert main(say("compare", f"run={runs / 'run0'}", f"file={file}", *SEEDS, "--json", "--num-envs", 3)) == 0
+    assert (
+        main(say("compare", f"run={runs / 'run0'}", f"file={file}", *SEEDS, "--json", "--vectorization", "async")) == 0
+    )
     captured = capsys.readouterr()
     document = json.loads(captured.out)
     assert (document["environment_id"], document["seeds"]) == (POINT_ID, [7, 8, 9, 10])
@@ -96,6 +98,16 @@ def test_help_mentions_every_flag(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--help"])
     text = capsys.readouterr().out
-    for flag in ("--episodes", "--seed", "--num-envs", "--import", "--env-id", "--json", "--points", "--picture"):
+    for flag in (
+        "--episodes",
+        "--seed",
+        "--num-envs",
+        "--vectorization",
+        "--import",
+        "--env-id",
+        "--json",
+        "--points",
+        "--picture",
+    ):
         assert flag in text
     assert "NAME=PATH,PATH" in text

@@ -11,7 +11,7 @@ import pytest
 from qtransformer.comparison import paired_episodes
 from qtransformer.comparison_pairs import CROSSED, EXACT, Method, compare, require_comparable
 from qtransformer.config import RunError
-from qtransformer.evaluation import wilson_interval
+from qtransformer.outcomes import wilson_interval
 
 REPETITIONS = 200
 

@@ -13,7 +13,8 @@ from dataset_fixtures import POINT_ID
 from learner_fixtures import enlarge, make_config, make_policy
 
 from qtransformer.config import RunError
-from qtransformer.evaluation import CrashedEpisode, EpisodeOutcome, EvaluationError, Plan, evaluate, make_environment
+from qtransformer.evaluation import EvaluationError, Plan, evaluate, make_environment
+from qtransformer.outcomes import CrashedEpisode, EpisodeOutcome
 from qtransformer.policy import CheckpointPolicy
 from qtransformer.rollout import Rollout
 from qtransformer.vectorization import Step, Vectorization

@@ -133,3 +133,17 @@ def test_places_that_hold_something(tmp_path):
             pass
     with pytest.raises(RunError, match=r"must end in .png; change the name"), open_contact_sheet(tmp_path / "x.jpg"):
         pass
+
+
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with (
+        pytest.raises(RunError, match=r"--video .*videos: cannot be written \(.*\); choose another path"),
+        open_videos(tmp_path / "file" / "videos", None),
+    ):
+        pass
+    with (
+        pytest.raises(RunError, match=r"--contact-sheet .*x.png: cannot be written \(.*\); choose another path"),
+        open_contact_sheet(tmp_path / "file" / "x.png") as take,
+    ):
+        take(make_rollout())
