@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from qtransformer.config import RunError
 from qtransformer.files import fsync
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 _KEPT = 2
 
 

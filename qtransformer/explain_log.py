@@ -15,13 +15,14 @@ import torch
 from jaxtyping import Int
 
 from qtransformer.config import RunError, TrainConfig
+from qtransformer.deploy.controller import WordEncoder
 from qtransformer.loading import LoadedRun
 from qtransformer.normalization import ReturnScale
 from qtransformer.predictions import Predictions, Steps, concatenate, predict
 from qtransformer.training_log import open_training_log, read_log
 from qtransformer_datasets.check import check_dataset, raise_on_errors
 from qtransformer_datasets.schema import DatasetError, EpisodeDataset, fingerprint
-from qtransformer_datasets.windows import SegmentSampler
+from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
 Origin = Literal["held out", "trained on", "of unknown origin"]
 ORIGINS: dict[Origin, str] = {
@@ -52,7 +53,10 @@ class RunLog:
         self.config = TrainConfig.from_json(run.info["config"])
         self.scale = ReturnScale(**run.info["return_scale"])
         window, discount = self.policy.model.window, self.config.return_discount
-        self._sampler = SegmentSampler(dataset, segment_length=window, batch_size=1, discount=discount, seed=0)
+        options = LoadingOptions(encode_text=WordEncoder(run.info["instructions"]).encode)
+        self._sampler = SegmentSampler(
+            dataset, segment_length=window, batch_size=1, discount=discount, seed=0, options=options
+        )
         lengths = np.array([episode.num_steps for episode in dataset.episodes])
         self.first = np.cumsum(lengths) - lengths
         self.last = self.first + lengths - 1

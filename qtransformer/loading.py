@@ -52,8 +52,9 @@ class LoadedRun:
 
     def card(self) -> dict[str, Any]:
         """Returns what a bundle says of its origin."""
-        kept = ("step", "config", "statistics", "return_scale", "dataset", "versions", "git_revision")
-        ranges = {key: {"low": each["min"], "high": each["max"]} for key, each in self.info["statistics"].items()}
+        kept = ("step", "config", "statistics", "return_scale", "instructions", "dataset", "versions", "git_revision")
+        statistics = {each.name: self.info["statistics"][each.name] for each in self.spec.observations}
+        ranges = {key: {"low": each["min"], "high": each["max"]} for key, each in statistics.items() if "min" in each}
         return {"observation_ranges": ranges, **{key: self.info[key] for key in kept}}
 
 
@@ -115,7 +116,7 @@ def open_policy(path: Path) -> OpenedPolicy:
         RunError, ControllerError: it is neither, or damaged.
     """
     if (path / "policy.json").exists():
-        from qtransformer.deploy.controller import BundlePolicy
+        from qtransformer.deploy.bundle_policy import BundlePolicy
 
         bundle = BundlePolicy(path)
         environment = bundle.card["environment"]
@@ -125,13 +126,14 @@ def open_policy(path: Path) -> OpenedPolicy:
         raise RunError(f"{path}: must be the folder of a run or of a bundle, got no folder; check the path")
     import torch
 
+    from qtransformer.deploy.controller import WordEncoder
     from qtransformer.policy import CheckpointPolicy
 
     torch.set_num_threads(1)  # a decision is too small to share, and waiting threads would take the simulator's core
     run = load_run(path)
     return OpenedPolicy(
         path,
-        CheckpointPolicy(run.policy),
+        CheckpointPolicy(run.policy, WordEncoder(run.info["instructions"]).encode),
         run.spec.environment_id,
         run.spec.environment_kwargs,
         run.spec.ignored_observations,

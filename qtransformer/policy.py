@@ -7,8 +7,8 @@ evaluated and what is exported are the same graph. It must not know environments
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -105,8 +105,9 @@ def _are_finite(*arrays: Float[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
 class CheckpointPolicy:
     """A greedy policy with the history of several running episodes (the `Policy` of `evaluation`)."""
 
-    def __init__(self, policy: GreedyPolicy) -> None:
-        self._policy = policy.eval()
+    def __init__(self, policy: GreedyPolicy, encode_text: Callable[[Any], np.ndarray] | None = None) -> None:
+        """Acts by `policy`; observations that are text need `encode_text`."""
+        self._policy, self._encode_text = policy.eval(), encode_text
         self._window = policy.model.window
         self._history: dict[int, list[Mapping[str, np.ndarray]]] = {}
         self._q_values: dict[int, float] = {}
@@ -116,7 +117,7 @@ class CheckpointPolicy:
         self._history[slot] = []
 
     @torch.inference_mode()
-    def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Returns one action a slot, (len(slots), action_dim).
 
         Raises:
@@ -131,10 +132,16 @@ class CheckpointPolicy:
         """Returns Q in (0, 1) of the last action of `slot`: that of its last token, which knows all the others."""
         return self._q_values[slot]
 
-    def _checked(self, observation: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    def _checked(self, observation: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
         """Returns a copy of the observation, since an environment may write the next one into the same arrays."""
-        frame = {key: np.array(value, ndmin=1) for key, value in observation.items()}
-        expected, found = self._policy.model.encoder.shapes, {key: value.shape for key, value in frame.items()}
+        encoder = self._policy.model.encoder
+        frame = {
+            key: self._encode_text(value)
+            if self._encode_text and key in encoder.text_keys
+            else np.array(value, ndmin=1)
+            for key, value in observation.items()
+        }
+        expected, found = encoder.shapes, {key: value.shape for key, value in frame.items()}
         if found != expected:
             raise RunError(
                 f"observation must have the keys and shapes {expected} of the log, got {found}; "

@@ -12,7 +12,7 @@ import numpy as np
 from qtransformer.outcomes import CrashedEpisode, EpisodeOutcome
 from qtransformer.vectorization import Crash, Step
 
-Observation = Mapping[str, np.ndarray]
+Observation = Mapping[str, np.ndarray | str]
 
 
 class Rollout:

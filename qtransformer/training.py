@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from qtransformer.baselines import LEARNERS
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.console import progress
+from qtransformer.deploy.controller import WordEncoder
 from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
@@ -35,6 +36,7 @@ from qtransformer_datasets.check import Finding, check_dataset, raise_on_errors
 from qtransformer_datasets.prefetch import Prefetcher
 from qtransformer_datasets.returns import return_range
 from qtransformer_datasets.schema import DatasetError, EpisodeDataset
+from qtransformer_datasets.selection import texts
 from qtransformer_datasets.statistics import action_centres, action_noise, statistics
 from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
@@ -99,18 +101,23 @@ def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
 
 def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, SegmentSampler, dict[str, Any]]:
     """Returns the learner, its source of batches, and the description that goes into every checkpoint."""
+    known = texts(dataset)
+    encoder = WordEncoder(sorted({text for each in known.values() for text in each}))
     sampler = SegmentSampler(
         dataset,
         segment_length=config.model.window + config.learning.environment_steps - 1,
         batch_size=config.batch_size,
         discount=config.return_discount,
         seed=config.seed,
-        options=LoadingOptions(config.data.balance, memory_limit=config.data.memory_limit_bytes),
+        options=LoadingOptions(
+            config.data.balance, memory_limit=config.data.memory_limit_bytes, encode_text=encoder.encode
+        ),
     )
     info = {
         "config": config.to_json(),
         "spec": dataset.spec.to_json(),
-        "statistics": _plain(statistics(dataset)),
+        "statistics": _plain(statistics(dataset) | _text_statistics(known, encoder)),
+        "instructions": list(encoder.known),
         "action_centres": _action_centres(dataset, config),
         "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.return_discount), strict=True)),
         "dataset": {
@@ -249,6 +256,12 @@ def _check_compiler(config: TrainConfig, device: torch.device) -> None:
 
 def _plain(values: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
     return {key: {name: np.ravel(array).tolist() for name, array in each.items()} for key, each in values.items()}
+
+
+def _text_statistics(known: Mapping[str, Sequence[str]], encoder: WordEncoder) -> dict[str, dict[str, np.ndarray]]:
+    """Returns the moments of the vectors of each key's different texts."""
+    tables = {key: np.stack([encoder.encode(text) for text in texts]) for key, texts in known.items()}
+    return {key: {"mean": table.mean(axis=0), "std": table.std(axis=0)} for key, table in tables.items()}
 
 
 def _means(records: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:

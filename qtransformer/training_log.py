@@ -94,14 +94,15 @@ def raise_on_misfit(dataset: EpisodeDataset) -> None:
     """Makes sure that the network can take every observation.
 
     Raises:
-        RunError: one is an image or text.
+        RunError: one is an image, or all are text.
     """
-    others = {each.name: each.kind for each in dataset.spec.observations if each.kind != "state"}
-    if others:
-        states = " ".join(each.name for each in dataset.spec.observations if each.kind == "state")
+    kinds = {each.name: each.kind for each in dataset.spec.observations}
+    others = {name: kind for name, kind in kinds.items() if kind not in ("state", "text")}
+    if others or "state" not in kinds.values():
+        known = " ".join(name for name in kinds if name not in others)
         raise RunError(
-            f"{dataset.path}: observations must be vectors of numbers, got {others}, for which there is no encoder "
-            f"yet; choose others with --observations {states or 'KEY ...'}"
+            f"{dataset.path}: observations must be numbers, and text beside them, got {others or kinds}, for which "
+            f"there is no encoder yet; choose others with --observations {known or 'KEY ...'}"
         )
 
 

@@ -114,7 +114,7 @@ def test_another_format_version(tmp_path):
     path = save(tmp_path) / "checkpoint.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "format_version": 99, "versions": {"qtransformer": "7.1"}}))
-    with pytest.raises(CheckpointError, match=r"checkpoint format \(99\) must be 3; open it with qtransformer 7\.1"):
+    with pytest.raises(CheckpointError, match=r"checkpoint format \(99\) must be 4; open it with qtransformer 7\.1"):
         load_checkpoint(tmp_path)
 
 

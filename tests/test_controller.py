@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from qtransformer.deploy import controller as module
-from qtransformer.deploy.controller import BundlePolicy, Controller, ControllerError
+from qtransformer.deploy.bundle_policy import BundlePolicy
+from qtransformer.deploy.controller import Controller, ControllerError, WordEncoder
 
 WINDOW = 3
 # action = 10 * (mean over the window of the first two elements); tokens = (num_frames, num_frames); not ok above 100
@@ -51,6 +52,44 @@ CARD: dict[str, Any] = {
     "history_length": WINDOW,
     "outputs": [{"name": name} for name in ("actions", "tokens", "q_max", "q_gap", "ok")],
 }
+
+
+INSTRUCTIONS = ("put the red can near the blue cube", "pick up the cup")
+
+
+def test_words_and_their_neighbours_add_up():
+    encoder = WordEncoder(INSTRUCTIONS)
+    one, two = encoder.encode("red"), encoder.encode("can")
+    assert set(one.tolist()) == {-1.0, 1.0}
+    bits = hashlib.shake_128(b"red").digest(WordEncoder.SIZE // 8)[0]
+    assert one[:8].tolist() == [1.0 if bits >> shift & 1 else -1.0 for shift in range(7, -1, -1)]
+    pair = 3**0.5 * encoder.encode("red can") - one - two
+    np.testing.assert_allclose(np.abs(pair), 1.0, atol=1e-5)
+    assert not encoder.encode("!?").any()
+
+
+def test_order_tells_and_case_and_marks_do_not():
+    encoder = WordEncoder(INSTRUCTIONS)
+    told = encoder.encode(INSTRUCTIONS[0])
+    assert np.array_equal(told, encoder.encode("Put the RED can, near the blue cube."))
+    swapped = encoder.encode("put the blue can near the red cube")
+    assert 0.5 < np.corrcoef(told, swapped)[0, 1] < 0.95
+    assert np.corrcoef(told, encoder.encode(INSTRUCTIONS[1]))[0, 1] < 0.5
+
+
+def test_words_that_the_log_never_had_are_refused():
+    with pytest.raises(ControllerError, match=r"never had: \['mug'\]; the nearest that it had: \['pick up the cup', "):
+        WordEncoder(INSTRUCTIONS).encode("pick up the mug")
+    with pytest.raises(ControllerError, match="an instruction must be text, got list; give a str"):
+        WordEncoder(INSTRUCTIONS).encode(["red"])
+
+
+def test_the_memory_of_encoded_instructions_is_bounded(monkeypatch):
+    monkeypatch.setattr(module, "_NUM_KEPT", 3)
+    encoder = WordEncoder(INSTRUCTIONS)
+    for word in ("put", "the", "red", "can", "near", "blue"):
+        assert encoder.encode(word) is encoder.encode(word)
+        assert len(encoder._vectors) <= 3
 
 
 def observation(*state: float, goal: float = 0.0) -> dict[str, np.ndarray]:
@@ -341,7 +380,7 @@ def test_neither_the_bundle_nor_its_evaluation_needs_torch(folder: Path):
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "import numpy as np, qtransformer.evaluation\n"
-        "from qtransformer.deploy.controller import BundlePolicy\n"
+        "from qtransformer.deploy.bundle_policy import BundlePolicy\n"
         f"policy = BundlePolicy({str(folder)!r}); policy.reset(0)\n"
         "policy.act([0], [{'state': np.zeros(2), 'goal': np.zeros(1)}])"
     )

@@ -255,7 +255,7 @@ def test_mistakes_are_one_line_and_leave_no_page(folder, tmp_path, capsys):
         ([folder / "ours", "--episode", 9], "episode (9) must be in 0 .. 3"),
         ([folder / "ours", "--dataset", tmp_path / "missing"], "does not exist, nor is it"),
         ([folder / "ours", "--out", tmp_path / "file" / "page.html"], "page.html: cannot be written ("),
-        ([folder / "ours", "--out", tmp_path], "cannot be written (Is a directory); choose another file"),
+        ([folder / "ours", "--out", tmp_path], "cannot be written (Is a directory); choose another path"),
     ):
         assert say(*arguments, *(() if "--out" in arguments else ("--out", page))) == 2
         error = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("explain, episodes")]

@@ -29,7 +29,8 @@ def make_run(folder, algorithm="q_transformer", scale=(0.0, 1.0)):
     config, spec = make_config(algorithm=algorithm), dataset_fixtures.make_spec()
     torch.manual_seed(0)
     policy = enlarge(build_policy(config, spec, {"state": {"mean": [0.0, 0.0], "std": [1.0, 1.0]}}))
-    info = {"config": config.to_json(), "return_scale": dict(zip(("low", "high"), scale, strict=True))}
+    known = dict(zip(("low", "high"), scale, strict=True))
+    info = {"config": config.to_json(), "return_scale": known, "instructions": []}
     return LoadedRun(folder, policy, spec, info)
 
 

@@ -20,7 +20,8 @@ import torch
 from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
 from qtransformer.config import ModelConfig, TokenConfig
 from qtransformer.deploy import export
-from qtransformer.deploy.controller import BundlePolicy, Controller, ControllerError
+from qtransformer.deploy.bundle_policy import BundlePolicy
+from qtransformer.deploy.controller import Controller, ControllerError
 from qtransformer.deploy.export import ExportError, Samples, export_bundle
 from qtransformer.encoders.state import StateEncoder
 from qtransformer.model import QTransformer, TokenOutputs

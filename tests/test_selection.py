@@ -13,6 +13,17 @@ from qtransformer_datasets.formats.text import with_instruction
 from qtransformer_datasets.schema import DatasetError
 
 
+def test_texts_are_told_once_and_sorted(tmp_path):
+    episodes = [make_episode(seed=0), make_episode(seed=1), make_episode(seed=2)]
+    told = [["push", "push", "lift", "lift"], ["push"] * 4, ["åka"] * 4]
+    episodes = [
+        replace(each, observations={**each.observations, "told": np.array(words)})
+        for each, words in zip(episodes, told, strict=True)
+    ]
+    assert selection.texts(make_dataset(tmp_path, episodes)) == {"told": ["lift", "push", "åka"]}
+    assert selection.texts(make_dataset(tmp_path, [make_episode()])) == {}
+
+
 def make_mixed(tmp_path):
     return make_dataset(
         tmp_path, [make_episode(seed=0), make_episode(seed=1, success=False), make_episode(seed=2)], ("b", "a")

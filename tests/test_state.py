@@ -1,4 +1,4 @@
-"""The state encoder: which keys, in which order, standardised."""
+"""The state encoder: which keys, in which order, standardised; tables and text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from qtransformer.batch import ObservationSpec
 from qtransformer.encoders.state import StateEncoder
 
-SPECS = (ObservationSpec("joints", (2, 2), "float64"), ObservationSpec("grip", (), "float32"))
+SPECS = (ObservationSpec("joints", (2, 2, 1), "float64"), ObservationSpec("grip", (), "float32"))
 STATISTICS = {
     "joints": {"mean": [0.0, 1.0, 2.0, 3.0], "std": [1.0, 1.0, 2.0, 0.0]},
     "grip": {"mean": [0.5], "std": [0.5]},
@@ -22,7 +22,7 @@ def encoder():
 
 
 def observe(joints, grip):
-    return {"joints": torch.tensor(joints)[None, None], "grip": torch.tensor(grip)[None, None]}
+    return {"joints": torch.tensor(joints)[None, None, ..., None], "grip": torch.tensor(grip)[None, None]}
 
 
 def test_all_keys_are_standardised_and_joined_in_the_order_of_the_spec(encoder):
@@ -45,7 +45,7 @@ def test_float64_observations_are_taken(encoder):
 
 
 def test_steps_do_not_mix(encoder):
-    rows = torch.randn(2, 3, 2, 2), torch.randn(2, 3)
+    rows = torch.randn(2, 3, 2, 2, 1), torch.randn(2, 3)
     tokens = encoder({"joints": rows[0], "grip": rows[1]})
     alone = encoder({"joints": rows[0][1:, 2:], "grip": rows[1][1:, 2:]})
     torch.testing.assert_close(tokens[1, 2], alone[0, 0])
@@ -53,4 +53,33 @@ def test_steps_do_not_mix(encoder):
 
 def test_a_missing_key_is_an_error(encoder):
     with pytest.raises(KeyError, match="grip"):
-        encoder({"joints": torch.zeros(1, 1, 2, 2)})
+        encoder({"joints": torch.zeros(1, 1, 2, 2, 1)})
+
+
+TABLE = ObservationSpec("objects", (2, 3), "float32")
+TEXT = ObservationSpec("told", (), "str", "text")
+MOMENTS = {
+    **STATISTICS,
+    "objects": {"mean": [0.0] * 6, "std": [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]},
+    "told": {"mean": [0.0] * 4, "std": [1.0] * 4},
+}
+
+
+def test_a_table_is_read_standardised_with_all_else_as_the_question():
+    encoder = StateEncoder((*SPECS, TABLE, TEXT), MOMENTS, width=8)
+    assert encoder.shapes == {"joints": (2, 2, 1), "grip": (), "objects": (2, 3), "told": (4,)}
+    assert (encoder.tables, encoder.text_keys) == (("objects",), ("told",))
+    table, told = torch.randn(1, 1, 2, 3), torch.randn(1, 1, 4)
+    observations = {**observe([[0.0, 1.0], [2.0, 3.0]], 0.5), "objects": table, "told": told}
+    context = torch.cat([torch.zeros(1, 1, 5), told], dim=-1)
+    found = encoder.readers[0](table / torch.tensor([[1.0], [2.0]]), context)
+    expected = encoder.embed(torch.cat([context, found], dim=-1))
+    torch.testing.assert_close(encoder(observations), expected.unsqueeze(-2))
+
+
+def test_a_table_may_stand_alone():
+    encoder = StateEncoder((TABLE,), MOMENTS, width=8)
+    table = torch.randn(2, 3, 2, 3)
+    tokens = encoder({"objects": table})
+    assert tokens.shape == (2, 3, 1, 8)
+    assert not torch.equal(tokens, encoder({"objects": table + 1}))

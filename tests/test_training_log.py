@@ -39,9 +39,11 @@ def test_the_settings_choose_episodes_and_keys(tasks, settings, seeds):
 
 
 def test_what_the_network_cannot_take_is_refused_with_the_flag_that_helps(tasks):
-    message = r"got \{'camera': 'image', 'told': 'text'\}.* choose others with --observations arm cup"
+    message = r"got \{'camera': 'image'\}.* choose others with --observations arm cup told"
     with pytest.raises(RunError, match=message):
         load_dataset(make_config(dataset=tasks))
+    with pytest.raises(RunError, match=r"must be numbers, and text beside them, got \{'told': 'text'\}"):
+        load_dataset(make_config(dataset=tasks, observations=("told",)))
     dataset, _ = load_dataset(make_config(dataset=tasks, observations=("arm", "cup"), task="pick"))
     assert dataset.num_episodes == 3
 

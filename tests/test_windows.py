@@ -163,6 +163,23 @@ def test_texts_become_numbers_of_sorted_strings(tmp_path):
     assert numbers.tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [2, 0, 0, 0]]
 
 
+def test_texts_become_what_an_encoder_makes_of_them(tmp_path):
+    """Once for each different text."""
+    rows = (["push", "push", "lift"], ["pull", "lift"])
+    episodes = [replace(make_episode(len(texts) - 1), observations={"instruction": np.array(texts)}) for texts in rows]
+    asked = []
+
+    def encode(text):
+        asked.append(text)
+        return np.array([len(text), ord(text[2])], np.float32)
+
+    sampler = make_sampler(tmp_path, episodes, options=LoadingOptions(encode_text=encode))
+    vectors = sampler.segments(np.array([0, 2])).observations["instruction"]
+    assert asked == ["lift", "pull", "push"]
+    assert (vectors.dtype, vectors.shape) == (np.float32, (2, 4, 2))
+    assert vectors[:, :3].tolist() == [[[4, 115], [4, 115], [4, 102]], [[4, 108], [4, 102], [4, 102]]]
+
+
 def test_types_that_differ_between_episodes_meet(tmp_path):
     whole = replace(make_episode(2), observations={"state": np.arange(6).reshape(3, 2)})
     parts = replace(make_episode(2), observations={"state": np.full((3, 2), 0.5)})

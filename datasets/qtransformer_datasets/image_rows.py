@@ -47,6 +47,17 @@ class MemoryRows:
         return self.array.take(rows, axis=0)
 
 
+class EncodedRows:
+    """Rows in RAM that stand for rows of a table, which many of them share: texts."""
+
+    def __init__(self, numbers: np.ndarray, table: np.ndarray) -> None:
+        self.numbers, self.table = numbers, table
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Returns the table's rows that they stand for."""
+        return self.table.take(self.numbers.take(rows), axis=0)
+
+
 class MappedRows:
     """Rows of an .npy file that the system pages in; opened at the first use in each process, also after a pickle."""
 

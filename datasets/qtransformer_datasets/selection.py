@@ -46,6 +46,16 @@ def with_task(dataset: EpisodeDataset, task: str) -> EpisodeDataset:
     return _only(dataset, lambda episode: episode.instruction == task, advice)
 
 
+def texts(dataset: EpisodeDataset) -> dict[str, list[str]]:
+    """Returns the different texts of each observation that is text, sorted."""
+    found: dict[str, set[str]] = {}
+    for episode in dataset.episodes:
+        for key, rows in episode.observations.items():
+            if rows.dtype.kind == "U":
+                found.setdefault(key, set()).update(np.unique(np.asarray(rows)).tolist())
+    return {key: sorted(each) for key, each in found.items()}
+
+
 def select_observations(dataset: EpisodeDataset, keys: Sequence[str]) -> EpisodeDataset:
     """Returns the dataset with these observation keys alone, in the order of its spec, which names the others.
 

@@ -10,7 +10,7 @@ Observation rows run apart from step rows, since an episode may have one observa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,11 @@ import numpy as np
 from qtransformer.batch import Balance, Batch
 
 from .frames import Rows, is_image
-from .image_rows import MemoryRows, RowSource
+from .image_rows import EncodedRows, MemoryRows, RowSource
 from .returns import monte_carlo_returns
 from .sampling import StartSampler, step_weights
 from .schema import DatasetError, Episode, EpisodeDataset
+from .selection import texts
 from .storage import Storage, check_memory, open_images
 
 
@@ -41,6 +42,8 @@ class LoadingOptions:
     """Which of the processes that share each batch this is."""
     world_size: int = 1
     """How many processes share each batch."""
+    encode_text: Callable[[str], np.ndarray] | None = None
+    """Turns a text into a vector of numbers; without, texts come as numbers of `SegmentSampler.texts`."""
 
 
 class SegmentSampler:
@@ -62,7 +65,8 @@ class SegmentSampler:
         """Copies the numbers into memory, and puts images where `options` say.
 
         Args:
-            dataset: episodes; float64 observations are kept as float32, texts as numbers of `texts`.
+            dataset: episodes; float64 observations are kept as float32, texts as numbers of `texts` or
+                as vectors.
             segment_length: T, steps in a segment.
             batch_size: B, segments in a batch, all ranks together.
             discount: factor per step of the Monte-Carlo returns, in [0, 1].
@@ -79,7 +83,7 @@ class SegmentSampler:
         self.segment_length = segment_length
         self.batch_size = batch_size
         self.num_given = 0  # batches that `sample` gave: the number of the next one
-        self.texts: dict[str, list[str]] = {}  # the strings that numbers stand for, sorted, by observation key
+        self.texts = texts(dataset)  # the strings that numbers stand for, sorted, by observation key
         self._options = options
         self._fingerprint = dataset.fingerprint
         lengths = np.array([episode.num_steps for episode in dataset.episodes])
@@ -160,7 +164,7 @@ class SegmentSampler:
         numbers = [key for key in first if key not in images]
         spare = check_memory(dataset, self._copied_bytes(episodes, numbers), self._options.memory_limit)
         self._images = open_images(dataset, images, self._options.storage, spare)
-        arrays = {key: MemoryRows(self._copy_rows(episodes, key)) for key in numbers}
+        arrays = {key: self._encoded(key, self._copy_rows(episodes, key)) for key in numbers}
         self._observations: dict[str, RowSource] = {key: (arrays | self._images)[key] for key in first}
         lacks_final = [not episode.has_final_observation for episode in episodes]
         self._steps = np.zeros(self.num_steps + 1, _step_dtype(episodes[0].actions.shape[1]))
@@ -171,6 +175,13 @@ class SegmentSampler:
         steps["has_successor"] = True
         steps["has_successor"][self._ends[lacks_final] - 1] = False
         self._successes = np.array([bool(episode.success) for episode in episodes])
+
+    def _encoded(self, key: str, rows: np.ndarray) -> RowSource:
+        """Returns the rows as they go into a batch: texts through their table, if there is an encoder."""
+        encode = self._options.encode_text
+        if key not in self.texts or encode is None:
+            return MemoryRows(rows)
+        return EncodedRows(rows, np.stack([encode(text) for text in self.texts[key]]))
 
     def _copied_bytes(self, episodes: Sequence[Episode], keys: Sequence[str]) -> int:
         rows = int(self._last_rows[-1]) + 1
@@ -183,7 +194,6 @@ class SegmentSampler:
         parts = [np.asarray(episode.observations[key]) for episode in episodes]
         rows = np.empty((int(self._last_rows[-1]) + 1, *parts[0].shape[1:]), _kept_dtype(parts))
         if parts[0].dtype.kind == "U":
-            self.texts[key] = sorted({text for part in parts for text in np.unique(part).tolist()})
             parts = [np.searchsorted(np.array(self.texts[key]), part) for part in parts]
         return np.concatenate(parts, out=rows, casting="same_kind")
 

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import difflib
 import hashlib
 import io
+import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +29,7 @@ SCHEMA_VERSION = 1
 _VALUE_TOLERANCE = 1e-4  # of Q, in [0, 1]: more is not rounding
 _ACTION_TOLERANCE = 1e-6  # of an action dimension's range, where the tokens are the same
 _NEEDED = ("observations", "actions", "history_length", "outputs", "sha256")
+_NUM_KEPT = 4096  # encoded instructions
 _NUM_LISTED = 10  # failures and ties that a report spells out; the rest is counted
 
 
@@ -42,6 +46,57 @@ class StepOutputs(NamedTuple):
     """(N,) float32 in (0, 1): the value of the bin that was chosen."""
     q_gap: np.ndarray
     """(N,) float32: how far it lies above the mean over all bins."""
+
+
+class WordEncoder:
+    """Turns instructions into numbers: every word and every pair of neighbours is a vector of signs, and they add up.
+
+    The signs are bits of a hash, so that nothing must be downloaded, and every machine finds the same. The pairs tell
+    "the red can near the blue cube" from "the blue can near the red cube"; the words carry over to new pairs.
+    """
+
+    SIZE = 128
+
+    def __init__(self, known: Sequence[str]) -> None:
+        """Knows the words of the instructions `known`, those of the log, and no others."""
+        self.known = tuple(known)
+        self._words = {word for text in known for word in _words(text)}
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def encode(self, text: Any) -> np.ndarray:
+        """Returns (SIZE,) float32 of unit variance; zeros of a text without words. Equal texts share one array.
+
+        Raises:
+            ControllerError: it is not text, or has a word that the log never had: what the policy would do is chance.
+        """
+        if not isinstance(text, str):
+            raise ControllerError(f"an instruction must be text, got {type(text).__name__}; give a str")
+        if text not in self._vectors:
+            if len(self._vectors) == _NUM_KEPT:
+                self._vectors.clear()
+            self._vectors[text] = self._encoded(text)
+        return self._vectors[text]
+
+    def _encoded(self, text: str) -> np.ndarray:
+        words = _words(text)
+        unknown = [word for word in words if word not in self._words]
+        if unknown:
+            nearest = difflib.get_close_matches(text, self.known, n=3, cutoff=0.0)
+            raise ControllerError(
+                f"instruction {text!r} has words that the log never had: {unknown}; the nearest that it had: {nearest}"
+            )
+        parts = [*words, *(" ".join(pair) for pair in itertools.pairwise(words))]
+        signs = [np.zeros(self.SIZE, np.float32), *(_signs(part, self.SIZE) for part in parts)]
+        return np.array(np.sum(signs, axis=0) / max(1, len(parts)) ** 0.5, np.float32)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _signs(part: str, size: int) -> np.ndarray:
+    bits = np.frombuffer(hashlib.shake_128(part.encode()).digest(size // 8), np.uint8)
+    return 2.0 * np.unpackbits(bits).astype(np.float32) - 1.0
 
 
 class Controller:
@@ -63,6 +118,7 @@ class Controller:
         model = _read_verified(self._folder, "policy.onnx", self._card)
         self._session = _make_session(model) if session is None else session
         self._specs = {spec["name"]: spec for spec in self._card["observations"]}
+        self._text_encoder = WordEncoder(self._card.get("instructions", ()))
         self._low, self._high = (np.array(self._card["actions"][key], np.float32) for key in ("low", "high"))
         self._history: list[dict[str, np.ndarray]] | None = None
         self._last: StepOutputs | None = None
@@ -151,36 +207,12 @@ class Controller:
                 f"observation keys ({sorted(observation)}) must be {sorted(self._specs)}; "
                 "send exactly the keys that the policy was trained on"
             )
-        return {name: _checked_array(observation[name], spec) for name, spec in self._specs.items()}
-
-
-class BundlePolicy:
-    """A bundle that plays several episodes side by side (what `qtransformer.evaluation` calls a policy)."""
-
-    def __init__(self, folder: str | Path) -> None:
-        self._controller = Controller(folder)
-        self._running: dict[int, Controller] = {}
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """All of policy.json."""
-        return self._controller.card
-
-    def reset(self, slot: int) -> None:
-        """Forgets the history of `slot`."""
-        self._running.setdefault(slot, self._controller.fork()).reset()
-
-    def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-        """Returns one action a slot, (len(slots), action_dim)."""
-        pairs = zip(slots, observations, strict=True)
-        return np.stack([self._running[slot].step(observation) for slot, observation in pairs])
-
-    def q_value(self, slot: int) -> float:
-        """Returns Q in (0, 1) of the last action of `slot`: that of its last token, which knows all the others."""
-        outputs = self._running[slot].last_outputs
-        if outputs is None:
-            raise ControllerError(f"q_value({slot}) must follow act(), got no act() yet; let the policy act first")
-        return float(outputs.q_max[-1])
+        return {
+            name: self._text_encoder.encode(observation[name])
+            if spec.get("kind") == "text"
+            else _checked_array(observation[name], spec)
+            for name, spec in self._specs.items()
+        }
 
 
 def _read_card(folder: Path) -> dict[str, Any]:

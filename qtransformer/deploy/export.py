@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qtransformer.batch import DatasetSpec
+from qtransformer.batch import DatasetSpec, ObservationSpec
 from qtransformer.config import RunError
 from qtransformer.deploy import controller
 from qtransformer.model import TokenOutputs
@@ -135,18 +135,19 @@ def _checked_inputs(policy: GreedyPolicy, spec: DatasetSpec, samples: Samples) -
     reserved = {"num_frames", *PolicyOutputs._fields} & set(names)
     if reserved:
         raise ExportError(f"observation keys {sorted(reserved)} are names of the graph; rename them in the dataset")
-    num_samples = len(samples.num_frames)
+    num_samples, shapes = len(samples.num_frames), policy.model.encoder.shapes
     is_in_range = (samples.num_frames >= 1) & (samples.num_frames <= window)
     if not (num_samples and is_in_range.all()):
         raise ExportError(f"num_frames must be at least one number in 1..{window}, got {samples.num_frames}")
     inputs = {}
     for each in spec.observations:
-        array, expected = samples.observations[each.name], (num_samples, window, *each.shape)
+        array, expected = samples.observations[each.name], (num_samples, window, *shapes[each.name])
         if array.shape != expected:
             raise ExportError(
                 f"samples {each.name!r}: shape {array.shape} must be {expected}; cut them with this window"
             )
-        inputs[each.name] = array.astype(np.float32 if np.dtype(each.dtype).kind == "f" else each.dtype)
+        is_float = each.kind == "text" or np.dtype(each.dtype).kind == "f"
+        inputs[each.name] = array.astype(np.float32 if is_float else each.dtype)
     return {**inputs, "num_frames": samples.num_frames.astype(np.int64)}
 
 
@@ -159,8 +160,7 @@ def _document(
     document = {
         "schema_version": controller.SCHEMA_VERSION,
         "observations": [
-            {**asdict(each), "dtype": str(golden[f"inputs.{each.name}"].dtype), **ranges.get(each.name, {})}
-            for each in spec.observations
+            {**asdict(each), "dtype": _dtype(each, golden), **ranges.get(each.name, {})} for each in spec.observations
         ],
         "actions": {**asdict(spec.actions), "bins": policy.tokenizer.num_bins, "levels": policy.tokenizer.num_levels},
         "control_hz": spec.control_hz,
@@ -187,6 +187,11 @@ def _document(
         return json.loads(json.dumps({**document, **rest}, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ExportError(f"card must be plain JSON with finite numbers ({error}); convert it") from error
+
+
+def _dtype(spec: ObservationSpec, golden: Mapping[str, np.ndarray]) -> str:
+    """Returns what the controller is given: text, or numbers of the graph's type."""
+    return spec.dtype if spec.kind == "text" else str(golden[f"inputs.{spec.name}"].dtype)
 
 
 def _onnx_model(policy: GreedyPolicy, inputs: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> Any:

@@ -1,4 +1,8 @@
-"""State vectors to one observation token: every key of kind `state` is standardised, joined and embedded."""
+"""What a robot senses and is told to one observation token: vectors, tables and instructions, standardised and joined.
+
+An observation of two axes is a table, read by attention (see tables.py); one of any other shape is a vector. Text comes
+as the vector that the command line's encoder made of it. It must not know words, images or time.
+"""
 
 from __future__ import annotations
 
@@ -9,31 +13,47 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qtransformer.batch import ObservationSpec
+from qtransformer.encoders.tables import TableReader
 from qtransformer.normalization import Standardizer
 
 Statistics = Mapping[str, Mapping[str, list[float]]]  # key -> "mean" and "std" -> one number an element
 
+_TABLE_AXES = 2
+
 
 class StateEncoder(nn.Module):
-    """One token a step from all state keys together."""
+    """One token a step from all keys together."""
 
     num_tokens = 1
 
     def __init__(self, specs: tuple[ObservationSpec, ...], statistics: Statistics, width: int) -> None:
         super().__init__()
         self.keys = tuple(spec.name for spec in specs)
-        self.shapes = {spec.name: spec.shape for spec in specs}
+        self.text_keys = tuple(spec.name for spec in specs if spec.kind == "text")
+        self.shapes = {spec.name: _shape(spec, statistics) for spec in specs}
         self.standardizers = nn.ModuleList(
             Standardizer(statistics[key]["mean"], statistics[key]["std"]) for key in self.keys
         )
-        num_features = sum(len(statistics[key]["mean"]) for key in self.keys)
+        self.tables = tuple(key for key in self.keys if len(self.shapes[key]) == _TABLE_AXES)
+        num_context = sum(len(statistics[key]["mean"]) for key in self.keys if key not in self.tables)
+        readers = [TableReader(self.shapes[key], num_context, width) for key in self.tables]
+        self.readers = nn.ModuleList(readers)
+        num_features = num_context + sum(reader.num_features for reader in readers)
         self.embed = nn.Sequential(nn.Linear(num_features, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
     def forward(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time 1 width"]:
         """Returns the observation tokens of each step."""
         B, T = observations[self.keys[0]].shape[:2]
-        parts = [
-            standardize(observations[key].reshape(B, T, -1))
+        found = {
+            key: standardize(observations[key].reshape(B, T, -1))
             for key, standardize in zip(self.keys, self.standardizers, strict=True)
-        ]
-        return self.embed(torch.cat(parts, dim=-1)).unsqueeze(-2)
+        }
+        tables = [found.pop(key).view(B, T, *self.shapes[key]) for key in self.tables]
+        context = torch.cat([*found.values()] or [tables[0].new_zeros(B, T, 0)], dim=-1)
+        read = [reader(table, context) for reader, table in zip(self.readers, tables, strict=True)]
+        return self.embed(torch.cat([context, *read], dim=-1)).unsqueeze(-2)
+
+
+def _shape(spec: ObservationSpec, statistics: Statistics) -> tuple[int, ...]:
+    """Returns the shape of one frame as the network takes it: text comes as the numbers that stand for it."""
+    return (len(statistics[spec.name]["mean"]),) if spec.kind == "text" else spec.shape
