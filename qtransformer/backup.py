@@ -42,6 +42,19 @@ def policy_probabilities(
     return (density_logits + q_values / temperature if temperature < math.inf else density_logits).softmax(dim=-1)
 
 
+def action_spread(
+    q_values: Float[Tensor, "*batch tokens bins"], density_logits: Float[Tensor, "*batch tokens bins"]
+) -> Float[Tensor, "*batch"]:
+    """Returns the standard deviation of an action's value where the density chooses it: how far actions differ.
+
+    Each token moves the value by its Q less the mean Q of its bins. These steps are a martingale's, so their variances
+    add up: what is true of the differences is true of the errors, and more tokens make more of both.
+    """
+    density = density_logits.softmax(dim=-1)
+    deviations = q_values - (density * q_values).sum(dim=-1, keepdim=True)
+    return (density * deviations**2).sum(dim=(-2, -1)).sqrt()
+
+
 def median_bins(probabilities: Float[Tensor, "*batch bins"]) -> Int[Tensor, "*batch"]:
     """Returns the first bin up to which half of the probability lies: the policy's action.
 

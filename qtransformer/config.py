@@ -124,7 +124,7 @@ class LearningConfig:
     support_threshold: float = 0.0
     """Bins with less than this share of the likeliest bin's density are never chosen; 0 admits all, 1 one alone."""
     support_temperature: float = 0.03
-    """Bins are chosen by Q + temperature * log density, Q in [0, 1]; 0 is the maximum of Q."""
+    """Bins are chosen by Q + temperature * log density, Q in standard deviations of whole actions; 0: maximum of Q."""
     target_temperature: float = 0.1
     """The same for the policy whose value the targets hold: the less it trusts Q, the less its errors grow."""
     density_weight: float = 1.0

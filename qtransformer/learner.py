@@ -40,6 +40,7 @@ class Targets(NamedTuple):
 
 _WARM_UP = 100  # updates
 _FINAL_RATE = 0.05  # of the peak learning rate
+_SPREAD_SHARE = 0.01  # of a batch in the running mean of how far actions differ
 _LEAST_WIDTH = 0.5  # of soft labels, in cells: where an action falls within its cell is chance
 
 
@@ -132,6 +133,9 @@ class QTransformerLearner(Learner):
         with torch.no_grad():
             share = 1 - self.config.polyak
             torch._foreach_lerp_(self._target_parameters, self._parameters, share)  # pyright: ignore
+            newest = max(_SPREAD_SHARE, 1 / self.num_updates)  # the plain mean at first
+            self.policy.q_spread.lerp_(figures["q_spread"] / self.scale.width, newest)
+            self.target.q_spread.copy_(self.policy.q_spread)
         return figures
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
@@ -150,6 +154,7 @@ class QTransformerLearner(Learner):
         cross_entropy = masked_mean(to_imitate.unsqueeze(-1) * losses.density(outputs.density_logits, labels), is_valid)
         weights = self.config.conservative_weight, self.config.density_weight
         with torch.no_grad():
+            spreads = backup.action_spread(outputs.q_values, outputs.density_logits)
             figures = {
                 "squared_error": error.detach(),
                 "conservative": conservative.detach(),
@@ -157,6 +162,7 @@ class QTransformerLearner(Learner):
                 "q_logged": self._shown(backup.values_at(outputs.q_values, tokens), is_valid),
                 "q_greedy": self._shown(self.policy.values(outputs), is_valid),
                 "target": self._shown(targets.values, targets.is_known),
+                "q_spread": self.scale.width * masked_mean(spreads, is_valid[..., 0]),
                 "monte_carlo": masked_mean(batch.monte_carlo_returns[:, :T], is_valid[..., 0]),
             }
         return error + weights[0] * conservative + weights[1] * cross_entropy, figures

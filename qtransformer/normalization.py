@@ -41,10 +41,15 @@ class ReturnScale:
     low: float
     high: float
 
+    @property
+    def width(self) -> float:
+        """The range of returns, in the log's own unit."""
+        return self.high - self.low
+
     def to_unit(self, returns: Tensor) -> Tensor:
         """Maps returns in the log's own unit to [0, 1]; what lies outside the range goes to its end."""
-        return ((returns - self.low) / (self.high - self.low)).clamp(0.0, 1.0)
+        return ((returns - self.low) / self.width).clamp(0.0, 1.0)
 
     def from_unit(self, values: Tensor) -> Tensor:
         """Maps values in [0, 1] back to returns."""
-        return self.low + (self.high - self.low) * values
+        return self.low + self.width * values

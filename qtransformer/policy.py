@@ -23,6 +23,7 @@ from qtransformer.encoders.state import StateEncoder, Statistics
 from qtransformer.model import QTransformer, TokenOutputs
 from qtransformer.tokens import ActionTokenizer
 
+_LEAST_SPREAD = 0.01  # of the range of returns: where actions differ less, the density decides
 _ROWS = 8  # inference always runs on this many rows, so that rounding cannot depend on how many environments run
 
 
@@ -42,7 +43,14 @@ class PolicyOutputs(NamedTuple):
 
 
 class GreedyPolicy(nn.Module):
-    """The greedy bin of each token, token by token, each fed back (section 4.1, held to the support)."""
+    """The greedy bin of each token, token by token, each fed back (section 4.1, held to the support).
+
+    The temperature is in units of `q_spread`, by how much Q of whole actions differs under the log's density, so that
+    one temperature suits logs whose values differ much or little, and actions of few tokens or many.
+    """
+
+    q_spread: Tensor
+    """In [0, 1]; training keeps it up to date (`backup.action_spread`)."""
 
     def __init__(
         self, model: QTransformer, tokenizer: ActionTokenizer, support_threshold: float, support_temperature: float
@@ -50,6 +58,7 @@ class GreedyPolicy(nn.Module):
         super().__init__()
         self.model, self.tokenizer = model, tokenizer
         self.support_threshold, self.support_temperature = support_threshold, support_temperature
+        self.register_buffer("q_spread", torch.ones(()))
 
     def forward(self, observations: Mapping[str, Tensor], num_frames: Int[Tensor, " batch"]) -> PolicyOutputs:
         """Decides on `observations`, each (batch, window, *shape), oldest first, the first `num_frames` real."""
@@ -74,9 +83,8 @@ class GreedyPolicy(nn.Module):
 
     def probabilities(self, outputs: TokenOutputs) -> Float[Tensor, "*batch bins"]:
         """Returns the probability of each bin of each token."""
-        return policy_probabilities(
-            outputs.q_values, outputs.density_logits, self.support_threshold, self.support_temperature
-        )
+        q_values = outputs.q_values / self.q_spread.clamp_min(_LEAST_SPREAD)
+        return policy_probabilities(q_values, outputs.density_logits, self.support_threshold, self.support_temperature)
 
 
 def build_policy(

@@ -290,3 +290,29 @@ def test_the_target_takes_the_maximum_over_supported_bins_alone():
         learner.target.model.density_head.bias[:, 1] = 5.0  # bin 1 alone is supported: Q 0.5, 0.1, 0.2
     targets = learner.targets(to_torch(make_batch(1, num_steps=2, rewards=np.array([[0.2, 0.1]], np.float32))))
     assert targets.values[0, 0].tolist() == pytest.approx([0.1, 0.2, 0.2 + 0.5 * 0.5])
+
+
+def test_the_spread_of_actions_adds_the_variances_of_their_tokens():
+    q_values = torch.tensor([[[0.0, 1.0], [0.2, 0.6]]])
+    logits = torch.tensor([[[0.5, 0.5], [0.25, 0.75]]]).log()
+    expected = (0.25 + 0.25 * 0.3**2 + 0.75 * 0.1**2) ** 0.5
+    torch.testing.assert_close(backup.action_spread(q_values, logits), torch.tensor([expected]))
+    assert backup.action_spread(torch.full((3, 2, 4), 0.7), torch.randn(3, 2, 4)).abs().max() < 1e-6
+
+
+def test_the_spread_of_actions_is_that_of_their_values():
+    """Where each token's Q is the mean of the next one's (eq. 1 with a mean): all four actions, one by one."""
+    first = torch.tensor([0.3, 0.7])
+    values = torch.tensor([[0.1, 0.5], [0.6, 0.9]])
+    given = torch.tensor([[0.4, 0.6], [0.2, 0.8]])
+    q_first = (given * values).sum(dim=1)
+    actions = (first.unsqueeze(-1) * given).flatten()
+    mean = (actions * values.flatten()).sum()
+    variance = (actions * (values.flatten() - mean) ** 2).sum()
+    spreads = torch.stack(
+        [
+            backup.action_spread(torch.stack([q_first, values[bin_]]), torch.stack([first, given[bin_]]).log())
+            for bin_ in range(2)
+        ]
+    )
+    torch.testing.assert_close((first * spreads**2).sum(), variance)

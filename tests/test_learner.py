@@ -26,7 +26,7 @@ from qtransformer.config import LearningConfig
 from qtransformer.learner import QTransformerLearner, masked_mean
 from qtransformer.normalization import ReturnScale
 
-FIGURES = {"loss", "squared_error", "conservative", "cross_entropy", "q_logged", "q_greedy", "target"}
+FIGURES = {"loss", "squared_error", "conservative", "cross_entropy", "q_logged", "q_greedy", "q_spread", "target"}
 FIGURES |= {"monte_carlo", "gradient_norm"}
 
 
@@ -250,6 +250,21 @@ def test_targets_have_a_temperature_of_their_own(temperature, value):
     targets = learner.targets(to_torch(make_batch(1, num_steps=1, num_dimensions=2)))
     assert targets.values[0, 0, 0].item() == pytest.approx(value, abs=1e-3)
     assert learner.policy.support_temperature == 0.03
+
+
+def test_how_far_actions_differ_is_a_running_mean_that_the_target_shares():
+    """Two tokens of two bins, density 1/2 each, Q 0.9 and 0.1: standard deviation sqrt(2 * 0.4^2), in a range of 10."""
+    learner = make_learner(make_config(window=1, num_bins=2), ReturnScale(-5.0, 5.0), num_dimensions=2)
+    set_values(learner.policy.model, [[0.9, 0.1]] * 2)
+    assert learner.policy.q_spread.item() == 1.0
+    figures = learner.update(make_batch(1, num_steps=5, num_dimensions=2))
+    assert figures["q_spread"].item() == pytest.approx(10 * 0.32**0.5, rel=1e-3)
+    assert learner.policy.q_spread.item() == pytest.approx(0.32**0.5, rel=1e-3)
+    learner.num_updates = 500
+    set_values(learner.policy.model, [[0.5, 0.5]] * 2)
+    learner.update(make_batch(1, num_steps=5, num_dimensions=2))
+    assert learner.policy.q_spread.item() == pytest.approx(0.99 * 0.32**0.5, rel=1e-3)
+    assert learner.target.q_spread.item() == learner.policy.q_spread.item()
 
 
 def test_returns_end_in_one_window_a_segment():

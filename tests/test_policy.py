@@ -168,6 +168,16 @@ def test_outputs_of_a_decision():
     assert outputs.actions.abs().max() < 1
 
 
+def test_the_temperature_counts_in_the_spread_of_q():
+    """Half the spread and twice the temperature are the same; below a hundredth the spread counts as that."""
+    policy = random_policy(LearningConfig(support_temperature=0.2))
+    q_values, logits = some_outputs().q_values, some_outputs().density_logits
+    for spread, temperature in ((1.0, 0.2), (0.5, 0.1), (0.01, 0.002), (0.0001, 0.002)):
+        policy.q_spread.fill_(spread)
+        expected = (logits + q_values / temperature).softmax(dim=-1)
+        torch.testing.assert_close(policy.probabilities(some_outputs()), expected)
+
+
 def some_outputs():
     q_values = torch.tensor([[0.9, 0.5, 0.1, 0.4]])
     return TokenOutputs(torch.logit(q_values), torch.tensor([[0.05, 0.25, 0.4, 0.3]]).log())
