@@ -39,7 +39,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "1 environment step": ("--environment-steps", "1"),
     "no support (maximum of Q)": MAXIMUM,
     "hard support mask": (*MAXIMUM, "--support-threshold", "0.1"),
-    "targets act as the policy does": ("--target-temperature", "0.03"),
+    "targets trust Q more": ("--target-temperature", "0.03"),
     "one-hot labels": ("--label-width", "0"),
     "64 bins": ("--num-bins", "64"),
     "256 bins": ("--num-bins", "256"),

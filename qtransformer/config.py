@@ -123,10 +123,11 @@ class LearningConfig:
     """Share of the target network that stays at each update."""
     support_threshold: float = 0.0
     """Bins with less than this share of the likeliest bin's density are never chosen; 0 admits all, 1 one alone."""
-    support_temperature: float = 0.03
+    support_temperature: float = 0.4
     """Bins are chosen by Q + temperature * log density, Q in standard deviations of whole actions; 0: maximum of Q."""
     target_temperature: float = 0.1
-    """The same for the policy whose value the targets hold: the less it trusts Q, the less its errors grow."""
+    """The same for the policy whose value the targets hold, but in shares of the range of returns, as its errors are:
+    the less it trusts Q, the less they grow."""
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
     advantage_sharpness: float = 1.0

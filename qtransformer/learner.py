@@ -122,7 +122,7 @@ class QTransformerLearner(Learner):
     ) -> None:
         super().__init__(policy, config, scale, action_noise)
         self.target = copy.deepcopy(policy).requires_grad_(False)
-        self.target.support_temperature = self.config.target_temperature
+        self.target.support_temperature = self.config.target_temperature  # its q_spread stays 1, the range of returns
         self._parameters: list[Tensor] = [*policy.parameters()]
         self._target_parameters: list[Tensor] = [*self.target.parameters()]
         self._others = losses.other_weights(self._labels)
@@ -133,9 +133,9 @@ class QTransformerLearner(Learner):
         with torch.no_grad():
             share = 1 - self.config.polyak
             torch._foreach_lerp_(self._target_parameters, self._parameters, share)  # pyright: ignore
-            newest = max(_SPREAD_SHARE, 1 / self.num_updates)  # the plain mean at first
-            self.policy.q_spread.lerp_(figures["q_spread"] / self.scale.width, newest)
-            self.target.q_spread.copy_(self.policy.q_spread)
+            if "q_spread" in figures:  # not where the density alone acts
+                newest = max(_SPREAD_SHARE, 1 / self.num_updates)  # the plain mean at first
+                self.policy.q_spread.lerp_(figures["q_spread"] / self.scale.width, newest)
         return figures
 
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:

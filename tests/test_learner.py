@@ -252,7 +252,7 @@ def test_targets_have_a_temperature_of_their_own(temperature, value):
     assert learner.policy.support_temperature == 0.03
 
 
-def test_how_far_actions_differ_is_a_running_mean_that_the_target_shares():
+def test_how_far_actions_differ_is_a_running_mean_of_the_policy_that_acts():
     """Two tokens of two bins, density 1/2 each, Q 0.9 and 0.1: standard deviation sqrt(2 * 0.4^2), in a range of 10."""
     learner = make_learner(make_config(window=1, num_bins=2), ReturnScale(-5.0, 5.0), num_dimensions=2)
     set_values(learner.policy.model, [[0.9, 0.1]] * 2)
@@ -264,7 +264,7 @@ def test_how_far_actions_differ_is_a_running_mean_that_the_target_shares():
     set_values(learner.policy.model, [[0.5, 0.5]] * 2)
     learner.update(make_batch(1, num_steps=5, num_dimensions=2))
     assert learner.policy.q_spread.item() == pytest.approx(0.99 * 0.32**0.5, rel=1e-3)
-    assert learner.target.q_spread.item() == learner.policy.q_spread.item()
+    assert learner.target.q_spread.item() == 1.0
 
 
 def test_returns_end_in_one_window_a_segment():
