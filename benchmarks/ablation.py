@@ -29,6 +29,7 @@ LOGS = {  # noise in half action ranges; `mild` succeeds about twice as often as
     "mild": CollectConfig(noise_std=0.4, random_action_probability=0.08, num_workers=1),
 }
 PAPER = ("--preset", "paper", "--window", "2")
+MAXIMUM = ("--support-temperature", "0", "--target-temperature", "0")
 VARIANTS: dict[str, tuple[str, ...]] = {
     "full": (),
     "no conservatism": ("--conservative-weight", "0"),
@@ -36,8 +37,9 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "no Monte-Carlo bound": ("--no-monte-carlo-bound",),
     "n-step over dimensions": ("--backup", "n_step"),
     "1 environment step": ("--environment-steps", "1"),
-    "no support (maximum of Q)": ("--support-temperature", "0"),
-    "hard support mask": ("--support-temperature", "0", "--support-threshold", "0.1"),
+    "no support (maximum of Q)": MAXIMUM,
+    "hard support mask": (*MAXIMUM, "--support-threshold", "0.1"),
+    "targets act as the policy does": ("--target-temperature", "0.03"),
     "one-hot labels": ("--label-width", "0"),
     "64 bins": ("--num-bins", "64"),
     "256 bins": ("--num-bins", "256"),

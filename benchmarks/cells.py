@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from typing import Any
 
 from peers import FOLDER, ONE_THREAD
 
-from qtransformer.evaluation import wilson_interval
+from qtransformer.outcomes import wilson_interval
 
 EVALUATION_SEED = 500_000  # of the first episode; development never looked at these
 
@@ -83,29 +84,29 @@ def run_cell(cell: Cell, run: Path) -> dict[str, Any]:
     run.parent.mkdir(parents=True, exist_ok=True)
     if run.exists():
         subprocess.run(["rm", "-r", str(run)], check=True)  # what an interrupted cell left
-    _, training_s = _call(cell.train(run))
-    output, evaluation_s = _call(cell.evaluate(run))
+    _, training_s = call(cell.train(run))
+    output, evaluation_s = call(cell.evaluate(run))
     found = json.loads(output)
     kept = {key: found[key] for key in ("successes", "episodes", "mean_length")}
     return {**kept, "training_cpu_s": round(training_s, 1), "evaluation_cpu_s": round(evaluation_s, 1)}
 
 
-def _call(command: Sequence[str]) -> tuple[str, float]:
-    """Returns what a command printed, and its CPU seconds."""
+def call(command: Sequence[str | Path], folder: Path | None = None) -> tuple[str, float]:
+    """Returns what a command printed, and its CPU seconds; run in `folder`, where MuJoCo leaves its warnings.
+
+    Raises:
+        CellError: the command failed.
+    """
     environment = {**os.environ, **ONE_THREAD, "PYTHONPATH": str(FOLDER)}
-    log = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    words: list[str] = []
-    assert log.stderr is not None
-    assert log.stdout is not None
-    reader = threading.Thread(target=lambda stream: words.extend(stream), args=(log.stderr,))
-    reader.start()
-    output = log.stdout.read()
-    reader.join()
-    _, status, usage = os.wait4(log.pid, 0)
-    log.returncode = os.waitstatus_to_exitcode(status)
-    if log.returncode != 0:
-        raise CellError(f"{' '.join(command)}: ended with {log.returncode}: {''.join(words[-3:]).strip()}")
-    return output, usage.ru_utime + usage.ru_stime
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as words:
+        process = subprocess.Popen(command, stdout=output, stderr=words, cwd=folder, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)  # the usage of this one child: others run beside it
+        process.returncode = os.waitstatus_to_exitcode(status)
+        told, last_words = (file.seek(0) or file.read() for file in (output, words))
+    if process.returncode != 0:
+        reason = " ".join(last_words.splitlines()[-3:])
+        raise CellError(f"{' '.join(map(str, command))}: ended with {process.returncode}: {reason}")
+    return told, usage.ru_utime + usage.ru_stime
 
 
 def train_command(python: Path | str, log: Path, seed: int, *flags: str) -> Callable[[Path], Sequence[str]]:

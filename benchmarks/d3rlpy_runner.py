@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 
 from qtransformer.config import RunError
-from qtransformer.evaluation import Observation, Plan, evaluate, make_environment
+from qtransformer.evaluation import Plan, evaluate, make_environment
+from qtransformer.rollout import Observation
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.schema import DatasetError, Episode, EpisodeDataset
 

@@ -23,11 +23,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -116,7 +113,9 @@ def make_logs(folder: Path, num_episodes: int) -> tuple[Path, Path]:
     if not copy.exists():
         folder.mkdir(parents=True, exist_ok=True)
         size = ("--episodes", str(num_episodes), "--num-workers", "1")
-        call(folder, (*CLI, "collect", "--env-id", ENVIRONMENT, "--imports", MODULE, *size, "--out", log, "--append"))
+        cells.call(
+            (*CLI, "collect", "--env-id", ENVIRONMENT, "--imports", MODULE, *size, "--out", log, "--append"), folder
+        )
         shutil.rmtree(unfinished, ignore_errors=True)
         dataset = open_dataset(log)
         convert_dataset(dataset.with_episodes(map(shifted, dataset.episodes)), unfinished)
@@ -134,31 +133,11 @@ def run_cell(options: argparse.Namespace, method: str, seed: int, folder: Path) 
     run, log = folder / "runs" / method / str(seed), folder / ("shifted" if method == SHIFTED else "log")
     shutil.rmtree(run, ignore_errors=True)  # what an interrupted cell left
     steps = str(max(1, options.updates // 3) if method == PAPER else options.updates)
-    _, cpu_s = call(folder, cells.train_command(sys.executable, log, seed, *FLAGS[method], "--steps", steps)(run))
-    told, _ = call(folder, cells.evaluate_command(sys.executable, options.episodes, MODULE)(run))
+    _, cpu_s = cells.call(cells.train_command(sys.executable, log, seed, *FLAGS[method], "--steps", steps)(run), folder)
+    told, _ = cells.call(cells.evaluate_command(sys.executable, options.episodes, MODULE)(run), folder)
     returns = [each["episode_return"] for each in json.loads(told)["outcomes"]]
     values = {} if method == CLONING else {"values": values_of(run, log)}
     return {"returns": returns, "training_cpu_s": round(cpu_s, 1), **values}
-
-
-def call(folder: Path, command: Sequence[str | Path]) -> tuple[str, float]:
-    """Returns what a command printed and its CPU seconds; run in `folder`, where MuJoCo leaves its warnings.
-
-    Raises:
-        CellError: the command failed.
-    """
-    environment, before = {**os.environ, **harness.ONE_THREAD, "PYTHONPATH": str(cells.FOLDER)}, children_cpu_s()
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
-        words = " ".join(done.stderr.split("\n")[-3:]).strip()
-        raise cells.CellError(f"{' '.join(map(str, command))}: ended with {done.returncode}: {words}")
-    return done.stdout, children_cpu_s() - before
-
-
-def children_cpu_s() -> float:
-    """Returns the CPU seconds of all commands that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

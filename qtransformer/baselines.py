@@ -75,7 +75,7 @@ class ImplicitTargets(NamedTuple):
     q_logged: Float[Tensor, "batch time"]
     """Q of the logged action, by the target network."""
     backups: Float[Tensor, "batch time"]
-    """R + gamma V(s')."""
+    """R + gamma V(s'), over as many steps of the log as `environment_steps` says; one in the paper."""
     is_known: Bool[Tensor, "batch time"]
     """False on padding, and where a step was cut off without its successor."""
 

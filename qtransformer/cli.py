@@ -6,19 +6,19 @@ inside the functions, so that evaluating a bundle never loads torch and `--help`
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from qtransformer.config import PRESETS, RunError, TrainConfig
-from qtransformer.console import print_summary, print_verdicts, progress
+from qtransformer.console import print_json, print_verdicts
 from qtransformer.deploy.controller import ControllerError
+from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
 from qtransformer_datasets.schema import DatasetError
 
@@ -30,44 +30,49 @@ _TRAIN = "Train a policy on a log."
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Play episodes in simulation with a trained run or an exported bundle; a bundle needs no torch."""
+class Compare:
+    """Tell which policies are better than which, from the same episodes, at an error rate of 5 % over all pairs."""
 
-    path: tyro.conf.Positional[Path]
-    """The --out folder of `train`, or that of `export`."""
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PATH|NAME=PATH,PATH")]
+    """Runs, bundles, or files of `evaluate --json`, two at least. Several trainings of one method are one group:
+    ours=RUN0,RUN1,RUN2. Files are taken as they are, the others are played."""
     episodes: int = 100
     """Episodes, with seeds seed, seed + 1, ..."""
     num_envs: int = 4
     """Environments side by side; the result does not depend on it."""
+    vectorization: Literal["sync", "async"] = "sync"
+    """How they step: one after the other, or each in a process of its own; the result does not depend on it."""
     seed: int = 0
     """Seed of the first episode."""
     imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
     """Modules that register the environment's id."""
     env_id: str | None = None
-    """Another environment than the one that the log came from."""
+    """Another environment than the one that the logs came from."""
+    points: float = 5.0
+    """Difference, in percentage points, for which to say how many more episodes would show it."""
+    picture: Path | None = None
+    """PNG to write; one that is there is replaced."""
     json: bool = False
     """Print JSON for programs, every episode included."""
 
     def run(self) -> None:
-        """Prints the success rate with its interval, return, length and latency."""
-        from qtransformer.evaluation import Plan, evaluate, make_environment
-        from qtransformer.loading import open_policy
-        from qtransformer.training_log import warn_if_log_changed
+        """Prints the success of each, and of each pair difference, interval, verdict and what more would show."""
+        from qtransformer.compare_report import print_comparison, save_picture
+        from qtransformer.compare_sources import Play, gather, parse_methods
+        from qtransformer.comparison_pairs import compare, require_comparable
+        from qtransformer.evaluation import Plan
 
-        opened = open_policy(self.path)
-        warn_if_log_changed(opened.origin)
-        environment_id = self.env_id or opened.environment_id
-        if environment_id is None:
-            raise RunError(f"{self.path}: its log names no environment; name one with --env-id")
-        kwargs = {} if self.env_id else opened.environment_kwargs
-        with progress("evaluate", self.episodes) as advance:
-            evaluation = evaluate(
-                opened.policy,
-                lambda: make_environment(environment_id, kwargs, self.imports),
-                Plan(self.episodes, self.num_envs, self.seed, opened.ignored_observations),
-                on_episode=lambda _: advance(),
-            )
-        _print_json(evaluation.to_json()) if self.json else print_summary(evaluation.summary())
+        methods = parse_methods(self.policies)
+        require_comparable(len(methods), self.points)
+        plan = Plan(self.episodes, self.num_envs, self.seed, vectorization=self.vectorization)
+        gathered = gather(methods, Play(plan, self.imports, self.env_id))
+        comparison = compare(gathered.methods, self.points)
+        if self.json:
+            print_json({**gathered.to_json(), **comparison.to_json()})
+        else:
+            print_comparison(comparison, gathered.title())
+        if self.picture:
+            save_picture(comparison, self.picture, gathered.title())
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ class Export:
         report = export_bundle(
             loaded.policy, spec=loaded.spec, samples=loaded.samples(), card=loaded.card(), out=self.out
         )
-        _print_json(report)
+        print_json(report)
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", description=_TRAIN), train, tyro.conf.OmitArgPrefixes]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
@@ -188,10 +194,6 @@ def _option(arguments: Sequence[str], flag: str) -> str | None:
         if argument.startswith(flag + "="):
             return argument.removeprefix(flag + "=")
     return None
-
-
-def _print_json(data: Any) -> None:
-    print(json.dumps(data, indent=1))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import log2
 from pathlib import Path
@@ -20,6 +21,7 @@ Preset = Literal["default", "paper", "cql"]
 
 # These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
 ACT_BY_DENSITY: frozenset[Algorithm] = frozenset({"behaviour_cloning", "implicit_q_learning", "decision_transformer"})
+WITHOUT_VALUES: frozenset[Algorithm] = frozenset({"behaviour_cloning", "decision_transformer"})
 
 _LEAST_ATOMS = 11  # HL-Gauss spends four and a half on margins
 _MAX_BITS = 12  # of an action dimension: 4,096 values; labels are kept as a table of all of them
@@ -27,6 +29,19 @@ _MAX_BITS = 12  # of an action dimension: 4,096 values; labels are kept as a tab
 
 class RunError(Exception):
     """A setting, a run folder or a bundle cannot be used; the message says which, why and what to do."""
+
+
+@contextmanager
+def writing(flag: str, path: Path) -> Iterator[None]:
+    """Turns a failure to write what the user asked for with `flag` into one line.
+
+    Raises:
+        RunError: the file system refused.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{flag} {path}: cannot be written ({error.strerror or error}); choose another path") from error
 
 
 def _require(name: str, value: Any, is_sound: bool, rule: str) -> None:
@@ -96,7 +111,7 @@ class LearningConfig:
     """Gamma, per environment step."""
     backup: Literal["one_step", "n_step"] = "one_step"
     """Over action dimensions: each backs up the next (eq. 1), or all share R + gamma Q of the next action's last."""
-    environment_steps: int = 10
+    environment_steps: int = 5
     """Rewards of the log before the bootstrap: R_t + gamma R_{t+1} + ... + gamma^n V(s_{t+n}); 1 in eq. 1."""
     monte_carlo_bound: bool = True
     """Targets are at least the return that was seen (section 4.3)."""
@@ -108,8 +123,10 @@ class LearningConfig:
     """Share of the target network that stays at each update."""
     support_threshold: float = 0.0
     """Bins with less than this share of the likeliest bin's density are never chosen; 0 admits all, 1 one alone."""
-    support_temperature: float = 0.1
+    support_temperature: float = 0.03
     """Bins are chosen by Q + temperature * log density, Q in [0, 1]; 0 is the maximum of Q."""
+    target_temperature: float = 0.1
+    """The same for the policy whose value the targets hold: the less it trusts Q, the less its errors grow."""
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
     advantage_sharpness: float = 1.0
@@ -138,6 +155,7 @@ class LearningConfig:
         for name in (
             "conservative_weight",
             "support_temperature",
+            "target_temperature",
             "density_weight",
             "advantage_sharpness",
             "inverse_temperature",
@@ -149,8 +167,8 @@ class LearningConfig:
             _require(name, getattr(self, name), getattr(self, name) > 0, "be above 0")
         _require("expectile", self.expectile, 0 < self.expectile < 1, "lie between 0 and 1")
         _require("environment_steps", self.environment_steps, self.environment_steps >= 1, "be at least 1")
-        needs_density = self.support_threshold > 0 or self.support_temperature > 0
-        rule = "be above 0, or support_threshold and support_temperature be 0: the density says what is supported"
+        needs_density = max(self.support_threshold, self.support_temperature, self.target_temperature) > 0
+        rule = "be above 0, or support_threshold and both temperatures be 0: the density says what is supported"
         _require("density_weight", self.density_weight, self.density_weight > 0 or not needs_density, rule)
 
 
@@ -254,6 +272,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             environment_steps=1,
             conservative_weight=1.0,
             support_temperature=0.0,
+            target_temperature=0.0,
             density_weight=0.0,
             advantage_sharpness=0.0,
             label_width=0.0,
@@ -266,6 +285,7 @@ PRESETS: dict[Preset, dict[str, Any]] = {
             monte_carlo_bound=False,
             regularizer="softmax",
             support_temperature=0.0,
+            target_temperature=0.0,
             density_weight=0.0,
             advantage_sharpness=0.0,
         ),

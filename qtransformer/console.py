@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -39,17 +40,54 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
         yield advance
 
 
+def print_json(data: Any) -> None:
+    """Prints one document for programs on stdout."""
+    print(json.dumps(data, indent=1))
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Prints what `Evaluation.summary` returned."""
-    low, high = summary["interval"]
     latency = summary["latency_ms"]
     table = Table(title=f"Evaluation in {summary['environment_id']}", show_header=False, title_justify="left")
     table.add_row("success", f"{summary['successes']} of {summary['episodes']} episodes: {summary['success_rule']}")
-    table.add_row("success rate", f"{summary['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    table.add_row("success rate", _rate(summary))
+    table.add_row("... at any step", _rate(summary["success_once"]))
+    if summary["crashed"]:
+        table.add_row("crashed", f"{summary['crashed']} episodes, counted in no rate")
+    if summary["stopped"]:
+        table.add_row("stopped", summary["stopped"])
     table.add_row("mean return", f"{summary['mean_return']:.4g}")
     table.add_row("mean length", f"{summary['mean_length']:.1f} steps")
     table.add_row("policy call", f"{latency['median']:.1f} ms median, {latency['p99']:.1f} ms p99")
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    if summary["tasks"]:
+        console.print(_task_table(summary["tasks"]))
+
+
+def _task_table(tasks: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table("task", "success", "rate (95 % interval)", "at any step", title="Tasks", title_justify="left")
+    has_crashes = any(task["crashed"] for task in tasks.values())
+    if has_crashes:
+        table.add_column("crashed")
+    for name, task in tasks.items():
+        counts = [
+            f"{task['successes']} of {task['episodes']}",
+            _rate(task, short=True),
+            _rate(task["success_once"], True),
+        ]
+        table.add_row(Text(name), *counts, *([str(task["crashed"])] if has_crashes else []))
+    return table
+
+
+def _rate(tally: Mapping[str, Any], short: bool = False) -> str:
+    """Returns the success rate in words; a task whose episodes all crashed has none."""
+    if tally["success_rate"] is None:
+        return "–"
+    low, high = tally["interval"]
+    if short:
+        return f"{tally['success_rate']:.0%} ({low:.0%} to {high:.0%})"
+    return f"{tally['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})"
 
 
 def print_verdicts(verdicts: Iterable[tuple[str, str, str]]) -> None:

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from qtransformer.config import RunError
 from qtransformer.demo_report import write_demo_report
-from qtransformer.evaluation import wilson_interval
+from qtransformer.outcomes import wilson_interval
 from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.schema import EpisodeDataset
 

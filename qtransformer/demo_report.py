@@ -12,8 +12,8 @@ import torch
 
 from qtransformer.checkpoint import versions
 from qtransformer.loading import LoadedRun, load_run
+from qtransformer.pictures import record_frames
 from qtransformer.report import Animation, QPlot, Report, Row, save_picture, write_report
-from qtransformer.rollout import record_frames
 
 _INTRODUCTION = (
     "A 7-joint arm with a parallel gripper has to grasp a cube and lift it by 10 cm. The log was made by a scripted "

@@ -1,25 +1,25 @@
 """Success rates in simulation: one fixed seed an episode, the same outcome however many environments run side by side.
 
 Episode i is played with seed `seed + i`, by whichever environment is free; the policy sees rows that do not depend on
-each other. It must not know torch: a bundle is evaluated in a process that never loads it.
+each other, and whoever listens hears of the episodes in the order of their seeds. An episode whose environment crashes
+is counted apart. It must not know torch: a bundle is evaluated in a process that never loads it.
 """
 
 from __future__ import annotations
 
 import importlib
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
 
-from qtransformer.batch import flatten_observation
 from qtransformer.config import RunError
-
-Observation = Mapping[str, np.ndarray]
+from qtransformer.outcomes import RETURN_RULE, WORD_RULE, CrashedEpisode, EpisodeOutcome, Evaluation
+from qtransformer.rollout import Observation, Rollout
+from qtransformer.vectorization import AsyncEnvironments, Reset, SyncEnvironments, Vectorization, open_environments
 
 
 @runtime_checkable
@@ -35,63 +35,17 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class ValuingPolicy(Policy, Protocol):
+    """A policy that can tell what it expects of its actions."""
+
+    def q_value(self, slot: int) -> float:
+        """Returns Q in (0, 1) of the last action of `slot`, all its dimensions together."""
+        ...
+
+
 class EvaluationError(RunError):
-    """The evaluation cannot start; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class EpisodeOutcome:
-    """One played episode."""
-
-    seed: int
-    success: bool
-    episode_return: float
-    length: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The outcome of all episodes, in the order of their seeds."""
-
-    environment_id: str
-    outcomes: tuple[EpisodeOutcome, ...]
-    latency_ms: tuple[float, ...]
-    """Wall time of each call of the policy; one call serves all running environments."""
-    success_rule: str
-    """What counted as a success: the environment's own word, or else a positive return."""
-
-    def summary(self) -> dict[str, Any]:
-        """Returns counts, success rate with its 95 % Wilson interval, return, length and latency; JSON-able."""
-        successes, episodes = sum(each.success for each in self.outcomes), len(self.outcomes)
-        return {
-            "environment_id": self.environment_id,
-            "success_rule": self.success_rule,
-            "successes": successes,
-            "episodes": episodes,
-            "success_rate": successes / episodes,
-            "interval": list(wilson_interval(successes, episodes)),
-            "mean_return": float(np.mean([each.episode_return for each in self.outcomes])),
-            "mean_length": float(np.mean([each.length for each in self.outcomes])),
-            "latency_ms": {
-                "median": float(np.median(self.latency_ms)),
-                "p99": float(np.percentile(self.latency_ms, 99)),
-            },
-        }
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the summary and every episode."""
-        return {**self.summary(), "outcomes": [asdict(each) for each in self.outcomes]}
-
-
-def wilson_interval(successes: int, episodes: int) -> tuple[float, float]:
-    """Returns the 95 % Wilson score interval of a proportion (Wilson 1927)."""
-    z = 1.959963984540054
-    rate = successes / episodes
-    centre = rate + z * z / (2 * episodes)
-    margin = z * math.sqrt(rate * (1 - rate) / episodes + (z / (2 * episodes)) ** 2)
-    scale = 1 + z * z / episodes
-    low, high = (centre - margin) / scale, (centre + margin) / scale
-    return max(0.0, min(rate, low)), min(1.0, max(rate, high))  # rounding must not push the rate out at 0 and 1
+    """The evaluation cannot start, or found nothing to judge; the message says what to do."""
 
 
 def make_environment(environment_id: str, kwargs: Mapping[str, Any], imports: Sequence[str]) -> gymnasium.Env:
@@ -114,7 +68,7 @@ def make_environment(environment_id: str, kwargs: Mapping[str, Any], imports: Se
 
 @dataclass(frozen=True)
 class Plan:
-    """Which episodes to play, and how many at a time."""
+    """Which episodes to play, and how."""
 
     episodes: int
     num_envs: int
@@ -122,6 +76,11 @@ class Plan:
     """Of the first episode; the next has seed + 1."""
     ignored_observations: tuple[str, ...] = ()
     """Keys of the environment that the policy was trained without, on purpose."""
+    vectorization: Vectorization = "sync"
+    num_drawn: int = 0
+    """Episodes, from the first seed on, whose steps come with pictures."""
+    hopeless_below: float | None = None
+    """Stop as soon as the success rate must stay below this, even if all episodes to come succeed."""
 
     def __post_init__(self) -> None:
         for name in ("episodes", "num_envs"):
@@ -129,69 +88,119 @@ class Plan:
                 raise EvaluationError(f"{name} ({getattr(self, name)}) must be at least 1; change it")
         if self.seed < 0:
             raise EvaluationError(f"seed ({self.seed}) must be at least 0; change it")
+        if self.hopeless_below is not None and not 0 < self.hopeless_below <= 1:
+            raise EvaluationError(f"stop_when_hopeless ({self.hopeless_below}) must be in (0, 1]; change it")
 
 
 def evaluate(
     policy: Policy,
     make: Callable[[], gymnasium.Env],
     plan: Plan,
-    on_episode: Callable[[EpisodeOutcome], None] = lambda outcome: None,
+    on_episode: Callable[[EpisodeOutcome | CrashedEpisode], None] = lambda outcome: None,
+    listeners: Sequence[Callable[[Rollout], None]] = (),
 ) -> Evaluation:
-    """Plays the episodes of `plan`, and calls `on_episode` as each ends."""
-    waiting = iter(range(plan.seed, plan.seed + plan.episodes))
-    slots = [_Slot(index, make(), plan.ignored_observations) for index in range(min(plan.num_envs, plan.episodes))]
-    environment_id = slots[0].environment.spec.id if slots[0].environment.spec else "unregistered"
-    outcomes, latency_ms = [], []
-    for slot in slots:
-        slot.start(policy, waiting)
-    while running := [slot for slot in slots if slot.observation is not None]:
-        started = time.perf_counter()
-        actions = policy.act([slot.index for slot in running], [slot.observed() for slot in running])
-        latency_ms.append(1000 * (time.perf_counter() - started))
-        for slot, action in zip(running, actions, strict=True):
-            outcome = slot.step(action)
-            if outcome is not None:
+    """Plays the episodes of `plan`, and tells of them in the order of their seeds, each as soon as those before ended.
+
+    Args:
+        policy: one whose actions do not depend on what else is in the batch.
+        make: returns a new environment; with `vectorization="async"` something that pickle can send.
+        plan: which episodes, and how.
+        on_episode: called with each outcome.
+        listeners: each is called with each whole episode, crashed ones included, which is kept in memory for them.
+
+    Raises:
+        EvaluationError: every episode crashed.
+        RunError: an environment cannot be made, or not be drawn.
+    """
+    outcomes: list[EpisodeOutcome] = []
+    crashes: list[CrashedEpisode] = []
+    stopped, rule = None, ""
+    with open_environments(plan.vectorization, make, min(plan.num_envs, plan.episodes)) as environments:
+        game = _Game(policy, environments, plan, is_kept=bool(listeners))
+        for rollout in _in_order(game.play(), plan.seed):
+            outcome = rollout.outcome()
+            if isinstance(outcome, CrashedEpisode):
+                crashes.append(outcome)
+            else:
                 outcomes.append(outcome)
-                on_episode(outcome)
-                slot.start(policy, waiting)
-    for slot in slots:
-        slot.environment.close()
-    ordered = tuple(sorted(outcomes, key=lambda each: each.seed))
-    return Evaluation(environment_id, ordered, tuple(latency_ms), slots[0].success_rule)
-
-
-class _Slot:
-    """One environment and the episode it plays."""
-
-    def __init__(self, index: int, environment: gymnasium.Env, ignored: tuple[str, ...]) -> None:
-        self.index, self.environment, self.ignored = index, environment, ignored
-        self.observation: Any = None
-        self.success_rule = ""
-
-    def start(self, policy: Policy, seeds: Iterator[int]) -> None:
-        """Begins the next waiting episode; without one the slot stays idle."""
-        self.observation = None
-        seed = next(seeds, None)
-        if seed is not None:
-            self.seed, self.episode_return, self.length = seed, 0.0, 0
-            self.observation, _ = self.environment.reset(seed=seed)
-            policy.reset(self.index)
-
-    def observed(self) -> Observation:
-        """Returns the newest observation by key as in a log: nested keys joined by "/", a plain array is `state`."""
-        leaves = flatten_observation(self.observation)
-        return {key: value for key, value in leaves.items() if key not in self.ignored}
-
-    def step(self, action: np.ndarray) -> EpisodeOutcome | None:
-        """Advances the episode; returns its outcome when it ends."""
-        self.observation, reward, terminated, truncated, info = self.environment.step(action)
-        self.episode_return += float(reward)
-        self.length += 1
-        if not (terminated or truncated):
-            return None
-        has_word = "success" in info
-        self.success_rule = (
-            "info['success'] at the last step" if has_word else "return above 0, for want of a word in info"
+                rule = rule or (RETURN_RULE if rollout.success is None else WORD_RULE)
+            for listen in listeners:
+                listen(rollout)
+            on_episode(outcome)
+            stopped = _hopeless(plan, outcomes, crashes)
+            if stopped:
+                break
+    if not outcomes:
+        raise EvaluationError(
+            f"every episode crashed ({len(crashes)} of {plan.episodes}), the first, of seed {crashes[0].seed}, after "
+            f"{crashes[0].length} steps: {crashes[0].error}; correct the environment"
         )
-        success = bool(info["success"] if has_word else self.episode_return > 0)
-        return EpisodeOutcome(self.seed, success, self.episode_return, self.length)
+    id_ = environments.facts.environment_id
+    return Evaluation(id_, tuple(outcomes), tuple(game.latency_ms), rule, tuple(crashes), stopped)
+
+
+class _Game:
+    """The policy in all environments: it acts for those in the midst of an episode while the others are reset."""
+
+    def __init__(
+        self, policy: Policy, environments: SyncEnvironments | AsyncEnvironments, plan: Plan, is_kept: bool
+    ) -> None:
+        self._policy, self._environments, self._plan, self._is_kept = policy, environments, plan, is_kept
+        self.latency_ms: list[float] = []
+
+    def play(self) -> Iterator[Rollout]:
+        """Yields each episode when it is over."""
+        plan, render_fps = self._plan, self._environments.facts.render_fps
+        waiting, running = iter(range(plan.seed, plan.seed + plan.episodes)), dict[int, Rollout]()
+        while True:
+            commands: dict[int, Reset | np.ndarray] = dict(self._act(running)) if running else {}
+            for slot in range(min(plan.num_envs, plan.episodes)):
+                if slot not in running and (seed := next(waiting, None)) is not None:
+                    is_drawn = seed - plan.seed < plan.num_drawn
+                    commands[slot] = Reset(seed, is_drawn)
+                    running[slot] = Rollout(seed, plan.ignored_observations, self._is_kept, is_drawn, render_fps)
+                    self._policy.reset(slot)
+            if not commands:
+                return
+            for slot, reply in self._environments.answer(commands).items():
+                running[slot].take(reply)
+                if running[slot].is_over:
+                    yield running.pop(slot)
+
+    def _act(self, running: Mapping[int, Rollout]) -> dict[int, np.ndarray]:
+        started, slots = time.perf_counter(), sorted(running)
+        actions = self._policy.act(slots, [running[slot].observation() for slot in slots])
+        self.latency_ms.append(1000 * (time.perf_counter() - started))
+        if self._is_kept:
+            for slot, action in zip(slots, actions, strict=True):
+                running[slot].actions.append(np.array(action))
+                if isinstance(self._policy, ValuingPolicy):
+                    running[slot].q_values.append(self._policy.q_value(slot))
+        return dict(zip(slots, actions, strict=True))
+
+
+def _in_order(rollouts: Iterable[Rollout], seed: int) -> Iterator[Rollout]:
+    """Yields the episodes by seed, from `seed` on: what is told then does not depend on which of them ended first."""
+    early: dict[int, Rollout] = {}
+    for rollout in rollouts:
+        early[rollout.seed] = rollout
+        while seed in early:
+            yield early.pop(seed)
+            seed += 1
+
+
+def _hopeless(plan: Plan, outcomes: Sequence[EpisodeOutcome], crashes: Sequence[CrashedEpisode]) -> str | None:
+    """Returns why there is no hope left, judging the episodes so far, in the order of their seeds; else None.
+
+    Those of later seeds that ended earlier do not count, so that the result does not depend on `num_envs`.
+    """
+    to_come = plan.episodes - len(outcomes) - len(crashes)
+    if plan.hopeless_below is None or not to_come or not outcomes:
+        return None
+    best = (sum(each.success for each in outcomes) + to_come) / (len(outcomes) + to_come)
+    if best >= plan.hopeless_below:
+        return None
+    return (
+        f"hopeless after {plan.episodes - to_come} of {plan.episodes} episodes: with successes alone from there on "
+        f"the rate would be {best:.3g}, below {plan.hopeless_below:g}"
+    )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qtransformer.alarms import Alarm, Evidence, over_estimation_alarms
 from qtransformer.calibration import Calibration, calibrate
-from qtransformer.config import ACT_BY_DENSITY, Algorithm, RunError, TrainConfig
+from qtransformer.config import ACT_BY_DENSITY, WITHOUT_VALUES, RunError, TrainConfig
 from qtransformer.console import progress
 from qtransformer.explain_log import ORIGINS, Origin, RunLog, origins_of
 from qtransformer.loading import LoadedRun
@@ -25,7 +25,6 @@ from qtransformer.token_report import token_slots
 from qtransformer.tokens import ActionTokenizer
 from qtransformer_datasets.schema import EpisodeDataset
 
-WITHOUT_VALUES: frozenset[Algorithm] = frozenset({"behaviour_cloning", "decision_transformer"})
 MAX_STEPS = 20_000  # of each origin that calibration looks at, in whole episodes
 NO_VALUES = (
     "This run has no values: its algorithm imitates the log and never learns what an action is worth. Only the density "

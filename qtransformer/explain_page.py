@@ -15,7 +15,7 @@ import numpy as np
 from qtransformer import page
 from qtransformer.alarms import Alarm
 from qtransformer.calibration import Calibration, Group, Mean
-from qtransformer.config import RunError
+from qtransformer.config import writing
 from qtransformer.explain import NO_VALUES, Bins, Check, Explanation, Moment
 from qtransformer.explain_log import ORIGINS
 from qtransformer.explain_plots import bins_chart, calibration_chart, number, padded, value_chart
@@ -44,10 +44,8 @@ def write_page(explanation: Explanation, path: Path) -> None:
         RunError: it cannot be written there.
     """
     html = render(explanation)
-    try:
+    with writing("--out", path):
         page.write(html, path)
-    except OSError as error:
-        raise RunError(f"--out {path}: cannot be written ({error.strerror}); choose another file") from error
 
 
 def render(explanation: Explanation) -> str:

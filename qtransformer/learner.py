@@ -121,6 +121,7 @@ class QTransformerLearner(Learner):
     ) -> None:
         super().__init__(policy, config, scale, action_noise)
         self.target = copy.deepcopy(policy).requires_grad_(False)
+        self.target.support_temperature = self.config.target_temperature
         self._parameters: list[Tensor] = [*policy.parameters()]
         self._target_parameters: list[Tensor] = [*self.target.parameters()]
         self._others = losses.other_weights(self._labels)

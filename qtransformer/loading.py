@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qtransformer.batch import DatasetSpec
-from qtransformer.config import RunError, TrainConfig
+from qtransformer.config import WITHOUT_VALUES, RunError, TrainConfig
 from qtransformer.evaluation import Policy
 
 if TYPE_CHECKING:
@@ -61,12 +61,33 @@ class LoadedRun:
 class OpenedPolicy:
     """A policy and the environment that its log came from."""
 
+    path: Path
+    """Of the run or the bundle."""
     policy: Policy
     environment_id: str | None
     environment_kwargs: Mapping[str, Any]
     ignored_observations: tuple[str, ...]
     origin: Mapping[str, Any]
-    """`config` and `dataset` (with its fingerprint) of the training run."""
+    """`config`, `step`, `return_scale` and `dataset` (with its fingerprint) of the training run."""
+
+    def environment(self, other: str | None = None) -> tuple[str, dict[str, Any]]:
+        """Returns the Gymnasium id to play in and its settings: the log's, or `other` without any.
+
+        Raises:
+            RunError: there is neither.
+        """
+        if other is not None:
+            return other, {}
+        if self.environment_id is None:
+            raise RunError(f"{self.path}: its log names no environment; name one with --env-id")
+        return self.environment_id, dict(self.environment_kwargs)
+
+    def value_of(self) -> Callable[[float], float] | None:
+        """Returns the map from Q in (0, 1) to returns of the log; None where the algorithm learns no values."""
+        if self.origin["config"]["algorithm"] in WITHOUT_VALUES:
+            return None
+        low, high = (self.origin["return_scale"][key] for key in ("low", "high"))
+        return lambda q_value: low + (high - low) * q_value
 
 
 def load_run(folder: Path) -> LoadedRun:
@@ -99,7 +120,7 @@ def open_policy(path: Path) -> OpenedPolicy:
         bundle = BundlePolicy(path)
         environment = bundle.card["environment"]
         ignored = tuple(environment.get("ignored_observations", ()))
-        return OpenedPolicy(bundle, environment["id"], environment["kwargs"], ignored, bundle.card)
+        return OpenedPolicy(path, bundle, environment["id"], environment["kwargs"], ignored, bundle.card)
     if not path.is_dir():
         raise RunError(f"{path}: must be the folder of a run or of a bundle, got no folder; check the path")
     import torch
@@ -109,6 +130,7 @@ def open_policy(path: Path) -> OpenedPolicy:
     torch.set_num_threads(1)  # a decision is too small to share, and waiting threads would take the simulator's core
     run = load_run(path)
     return OpenedPolicy(
+        path,
         CheckpointPolicy(run.policy),
         run.spec.environment_id,
         run.spec.environment_kwargs,

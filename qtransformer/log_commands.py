@@ -6,7 +6,6 @@ torch.
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ import tyro
 
 from qtransformer.batch import ReadOptions
 from qtransformer.config import DataConfig
+from qtransformer.console import print_json
 from qtransformer_datasets.collect import CollectConfig, collect
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Inspect:
 
         dataset = open_datasets(self.paths, self.read)
         description = describe(dataset, [*check_dataset(dataset), *self._check_environment(dataset)])
-        print(json.dumps(description, indent=1)) if self.json else print_description(description)
+        print_json(description) if self.json else print_description(description)
         if self.html:
             write_page(dataset, description, self.html)
             print(f"inspected: {self.html}", file=sys.stderr)

@@ -109,6 +109,7 @@ class CheckpointPolicy:
         self._policy = policy.eval()
         self._window = policy.model.window
         self._history: dict[int, list[Mapping[str, np.ndarray]]] = {}
+        self._q_values: dict[int, float] = {}
 
     def reset(self, slot: int) -> None:
         """Forgets the history of `slot`."""
@@ -124,7 +125,11 @@ class CheckpointPolicy:
         for slot, observation in zip(slots, observations, strict=True):
             self._history[slot] = [*self._history[slot], self._checked(observation)][-self._window :]
         blocks = [slots[first : first + _ROWS] for first in range(0, len(slots), _ROWS)]
-        return np.concatenate([self._act_block([self._history[slot] for slot in block]) for block in blocks])
+        return np.concatenate([self._act_block(block) for block in blocks])
+
+    def q_value(self, slot: int) -> float:
+        """Returns Q in (0, 1) of the last action of `slot`: that of its last token, which knows all the others."""
+        return self._q_values[slot]
 
     def _checked(self, observation: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
         """Returns a copy of the observation, since an environment may write the next one into the same arrays."""
@@ -137,7 +142,8 @@ class CheckpointPolicy:
             )
         return frame
 
-    def _act_block(self, histories: Sequence[Sequence[Mapping[str, np.ndarray]]]) -> np.ndarray:
+    def _act_block(self, slots: Sequence[int]) -> np.ndarray:
+        histories = [self._history[slot] for slot in slots]
         rows = [*histories, *[histories[0]] * (_ROWS - len(histories))]  # filled up to a whole block
         padded = [[*frames, *[frames[-1]] * (self._window - len(frames))] for frames in rows]
         device = self._policy.tokenizer.low.device
@@ -149,4 +155,5 @@ class CheckpointPolicy:
         outputs = self._policy(observations, num_frames)
         if not outputs.ok.all():
             raise RunError("an observation or the network's output is not finite; look for a diverged simulation")
-        return outputs.actions[: len(histories)].cpu().numpy()
+        self._q_values.update(zip(slots, outputs.q_max[: len(slots), -1].tolist(), strict=True))
+        return outputs.actions[: len(slots)].cpu().numpy()

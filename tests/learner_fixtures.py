@@ -28,6 +28,7 @@ PLAIN = LearningConfig(  # eq. 1 alone: no bound, no regulariser, no density, on
     monte_carlo_bound=False,
     conservative_weight=0.0,
     support_temperature=0.0,
+    target_temperature=0.0,
     density_weight=0.0,
     label_width=0.0,
     weight_decay=0.0,

@@ -173,11 +173,12 @@ def test_flops_of_heads_are_those_counted_by_hand():
 
 def test_the_batch_holds_as_many_real_steps_as_asked():
     batch = qtransformer_worker.make_batch(SIZES)
-    assert batch.is_valid.tolist() == [[True, True], [True, True], [True, False]]
-    assert batch.observations["state"].shape == (3, 3, 5)
-    assert batch.actions.shape == (3, 2, 3)
+    ahead = LearningConfig().environment_steps - 1
+    assert batch.is_valid.tolist() == [[True] * (2 + ahead), [True] * (2 + ahead), [True, False] + [False] * ahead]
+    assert batch.observations["state"].shape == (3, 3 + ahead, 5)
+    assert batch.actions.shape == (3, 2 + ahead, 3)
     for array in (batch.rewards, batch.terminations, batch.has_successor, batch.monte_carlo_returns, batch.actions):
-        assert not np.any(array[2, 1]), "padding"
+        assert not np.any(array[2, 1:]), "padding"
 
 
 def test_our_updates_are_real_and_have_the_default_losses():

@@ -23,6 +23,7 @@ def test_the_paper_preset_is_the_paper():
     assert (learning.discount, learning.polyak, learning.conservative_weight) == (0.98, 0.99, 1.0)
     assert learning.monte_carlo_bound
     assert (learning.support_threshold, learning.support_temperature, learning.density_weight) == (0, 0, 0)
+    assert learning.target_temperature == 0
     assert (learning.label_width, learning.environment_steps, learning.backup) == (0, 1, "one_step")
 
 
@@ -47,6 +48,7 @@ def test_the_default_preset_changes_nothing():
         (LearningConfig, {"label_width": -0.1}, r"label_width \(-0.1\) must be at least 0"),
         (LearningConfig, {"conservative_weight": -1.0}, r"conservative_weight \(-1.0\) must be at least 0"),
         (LearningConfig, {"support_temperature": -1.0}, r"support_temperature \(-1.0\) must be at least 0"),
+        (LearningConfig, {"target_temperature": -1.0}, r"target_temperature \(-1.0\) must be at least 0"),
         (LearningConfig, {"density_weight": -1.0}, r"density_weight \(-1.0\) must be at least 0"),
         (LearningConfig, {"expectile": 0.0}, r"expectile \(0.0\) must lie between 0 and 1; change --expectile"),
         (LearningConfig, {"expectile": 1.0}, r"expectile \(1.0\) must lie between 0 and 1"),
@@ -57,8 +59,8 @@ def test_the_default_preset_changes_nothing():
         (LearningConfig, {"density_weight": 0.0}, "the density says what is supported; change --density-weight"),
         (
             LearningConfig,
-            {"density_weight": 0.0, "support_temperature": 0.0, "support_threshold": 0.1},
-            r"density_weight \(0.0\) must be above 0, or support_threshold and support_temperature be 0",
+            {"density_weight": 0.0, "support_temperature": 0.0, "target_temperature": 0.0, "support_threshold": 0.1},
+            r"density_weight \(0.0\) must be above 0, or support_threshold and both temperatures be 0",
         ),
         (make_config, {"steps": 0}, r"steps \(0\) must be at least 1"),
         (make_config, {"batch_size": 0}, r"batch_size \(0\) must be at least 1"),

@@ -14,6 +14,10 @@ SUMMARY = {
     "mean_return": 0.75,
     "mean_length": 12.34,
     "latency_ms": {"median": 1.23, "p99": 4.56},
+    "success_once": {"successes": 9, "episodes": 10, "success_rate": 0.9, "interval": [0.5958, 0.9821]},
+    "crashed": 0,
+    "stopped": None,
+    "tasks": {},
 }
 
 
@@ -53,8 +57,35 @@ def test_the_summary_names_every_figure_and_fits_80_columns(capsys):
         "Evaluation in test/Point-v0",
         "8 of 10 episodes: info['success'] at the last step",
         "80.0% (95 % interval 49.0% to 94.3%)",
+        "90.0% (95 % interval 59.6% to 98.2%)",
         "0.75",
         "12.3 steps",
         "1.2 ms median, 4.6 ms p99",
     ):
         assert part in text
+    assert [word for word in ("crashed", "stopped", "Tasks") if word in text] == []
+
+
+def test_the_summary_tells_crashes_tasks_and_an_early_end(capsys):
+    tally = {"successes": 8, "episodes": 10, "success_rate": 0.8, "interval": [0.4901, 0.9434]}
+    none = {"successes": 0, "episodes": 0, "success_rate": None, "interval": [0.0, 1.0]}
+    tasks = {
+        "pick [bold]up": {**tally, "success_once": {**tally, "success_rate": 0.9}, "crashed": 0},
+        "push": {**none, "success_once": none, "crashed": 3},
+    }
+    print_summary({**SUMMARY, "crashed": 3, "stopped": "hopeless after 13 of 20 episodes", "tasks": tasks})
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= 80
+    (crashed,) = (line for line in lines if "crashed" in line and "task" not in line)
+    assert "3 episodes, counted in no rate" in crashed
+    assert any("hopeless after 13 of 20 episodes" in line for line in lines)
+    (pick,) = (line for line in lines if "pick [bold]up" in line)
+    assert [part for part in ("8 of 10", "80% (49% to 94%)", "90% (49% to 94%)", " 0 ") if part not in pick] == []
+    (push,) = (line for line in lines if "push" in line)
+    assert [part for part in ("0 of 0", "–", " 3 ") if part not in push] == []
+
+
+def test_tasks_without_crashes_have_no_column_for_them(capsys):
+    tally = {"successes": 8, "episodes": 10, "success_rate": 0.8, "interval": [0.4901, 0.9434]}
+    print_summary({**SUMMARY, "tasks": {"pick": {**tally, "success_once": tally, "crashed": 0}}})
+    assert "crashed" not in capsys.readouterr().out

@@ -171,6 +171,15 @@ def test_bundle_policy_keeps_the_slots_apart(folder: Path):
     assert policy.card["history_length"] == WINDOW
 
 
+def test_bundle_policy_tells_the_value_of_the_last_token(folder: Path):
+    policy = BundlePolicy(folder)
+    policy.reset(5)
+    with pytest.raises(ControllerError, match=r"q_value\(5\) must follow act\(\), got no act\(\) yet"):
+        policy.q_value(5)
+    policy.act([5], [observation(0.03, 0.0)])
+    assert policy.q_value(5) == 0.25
+
+
 @pytest.mark.parametrize(
     ("bad", "match"),
     [

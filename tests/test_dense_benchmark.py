@@ -116,7 +116,7 @@ def test_an_interrupted_copy_is_made_again(log: Path, tmp_path: Path, monkeypatc
     (tmp_path / "shifted.unfinished").mkdir()
     (tmp_path / "shifted.unfinished" / "rest").write_text("of a copy")
     asked: list[tuple] = []
-    monkeypatch.setattr(dense, "call", lambda folder, command: asked.append(command))
+    monkeypatch.setattr(cells, "call", lambda command, folder: asked.append(command))
     log_path, copy = dense.make_logs(tmp_path, 2)
     assert asked[0][3:8] == ("collect", "--env-id", "dense/HalfCheetah-v5", "--imports", "dense_cheetah")
     assert asked[0][-3:] == ("--out", log_path, "--append")
@@ -157,7 +157,7 @@ def test_what_a_cell_runs(
 ):
     commands: list[list[str]] = []
     told = json.dumps({"outcomes": [{"episode_return": 1.0}, {"episode_return": 3.0}]})
-    monkeypatch.setattr(dense, "call", lambda folder, command: commands.append(list(command)) or (told, 1.25))
+    monkeypatch.setattr(cells, "call", lambda command, folder: commands.append(list(command)) or (told, 1.25))
     monkeypatch.setattr(dense, "values_of", lambda run, log: {"of": (run.name, log.name)})
     found = dense.run_cell(Namespace(updates=30, episodes=7), method, 4, tmp_path)
     run = str(tmp_path / "runs" / method / "4")
@@ -183,14 +183,14 @@ def test_a_command_runs_in_the_folder_on_one_thread(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     (tmp_path / "folder").mkdir()
     source = "import os; sum(range(10**7)); print(os.getcwd(), os.environ['OMP_NUM_THREADS'], os.environ['PYTHONPATH'])"
-    printed, cpu_s = dense.call(tmp_path / "folder", [sys.executable, "-c", source])
+    printed, cpu_s = cells.call([sys.executable, "-c", source], tmp_path / "folder")
     assert printed == f"{tmp_path / 'folder'} 1 {FOLDER}\n"
     assert cpu_s > 0.05
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path):
     with pytest.raises(cells.CellError, match=r"python.* -c raise SystemExit\('no'\): ended with 1: no"):
-        dense.call(tmp_path, [sys.executable, "-c", "raise SystemExit('no')"])
+        cells.call([sys.executable, "-c", "raise SystemExit('no')"], tmp_path)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

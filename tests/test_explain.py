@@ -37,7 +37,9 @@ def folder(tmp_path_factory):
         "conditioned": replace(config, algorithm="decision_transformer"),
         "implicit": replace(config, algorithm="implicit_q_learning"),
         "levels": make_config(dataset=folder / "log", steps=2, num_levels=2),
-        "no_density": replace(config, learning=LearningConfig(support_temperature=0.0, density_weight=0.0)),
+        "no_density": replace(
+            config, learning=LearningConfig(support_temperature=0.0, target_temperature=0.0, density_weight=0.0)
+        ),
     }.items():
         train(replace(each, out=folder / name))
     return folder

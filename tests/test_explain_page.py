@@ -177,6 +177,6 @@ def test_a_page_that_cannot_be_written(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("text")
     for path in (tmp_path / "folder", tmp_path / "file" / "page.html"):
-        with pytest.raises(RunError, match=r"--out .*: cannot be written \(.*\); choose another file"):
+        with pytest.raises(RunError, match=r"--out .*: cannot be written \(.*\); choose another path"):
             write_page(make_explanation(), path)
     assert sorted(each.name for each in tmp_path.rglob("*")) == ["file", "folder"]

@@ -33,14 +33,17 @@ FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
 ORDER = ["batch", "files", "page", "config", "console", "tokens", "token_report", "normalization", "encoders"]
 ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "baselines", "checkpoint"]
-ORDER += ["evaluation", "report_plots", "report", "deploy", "loading", "predictions", "calibration", "alarms"]
-ORDER += ["training_log", "explain_log", "explain", "explain_plots", "explain_page", "training", "rollout"]
-ORDER += ["demo_report", "demo", "log_commands", "cli"]
+ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
+ORDER += ["report_plots", "report", "compare_report", "deploy", "loading"]
+ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
+ORDER += ["explain_plots", "explain_page", "training", "pictures", "recording", "demo_report", "demo"]
+ORDER += ["log_commands", "evaluate_command", "cli"]
 COMMAND_LINE = {
     "training_log",
     "training",
     "explain_log",
     "explain",
+    "recording",
     "demo",
     "log_commands",
     "cli",

@@ -241,6 +241,17 @@ def test_the_return_goes_over_several_environment_steps():
     assert targets.values[:, 0, 0].tolist() == pytest.approx([0.5] * 3)
 
 
+@pytest.mark.parametrize(("temperature", "value"), [(0.0, 0.9), (1e6, 0.5)])
+def test_targets_have_a_temperature_of_their_own(temperature, value):
+    """Two tokens of two bins, density 1/2 each, Q 0.9 and 0.1: the best of the second token, or its mean."""
+    learning = replace(PLAIN, density_weight=1.0, support_temperature=0.03, target_temperature=temperature)
+    learner = make_learner(make_config(learning, window=1, num_bins=2), num_dimensions=2)
+    set_values(learner.target.model, [[0.9, 0.1]] * 2)
+    targets = learner.targets(to_torch(make_batch(1, num_steps=1, num_dimensions=2)))
+    assert targets.values[0, 0, 0].item() == pytest.approx(value, abs=1e-3)
+    assert learner.policy.support_temperature == 0.03
+
+
 def test_returns_end_in_one_window_a_segment():
     """Window 3, two steps ahead: that from observation 2 on, from 1 on where only three steps have a known end."""
     is_valid = np.array([[True] * 4, [True, True, True, False], [True] * 4])

@@ -71,6 +71,26 @@ def test_a_run_folder_opens_as_a_policy(trained):
     assert opened.policy.act([0], [{"state": np.zeros(2, np.float32)}]).shape == (1, 2)
 
 
+def test_where_a_policy_is_played(trained):
+    opened = replace(open_policy(trained), environment_kwargs={"size": 3})
+    assert opened.environment() == ("test/Point-v0", {"size": 3})
+    assert opened.environment("other/Task-v1") == ("other/Task-v1", {})
+    homeless = replace(opened, environment_id=None)
+    assert homeless.environment("other/Task-v1") == ("other/Task-v1", {})
+    with pytest.raises(RunError, match=f"{trained}: its log names no environment; name one with --env-id"):
+        homeless.environment()
+
+
+@pytest.mark.parametrize("algorithm", ["q_transformer", "implicit_q_learning", "behaviour_cloning"])
+def test_values_are_shown_as_returns_of_the_log(trained, algorithm):
+    opened = open_policy(trained)
+    origin = {"config": {"algorithm": algorithm}, "return_scale": {"low": -3.0, "high": 5.0}}
+    value_of = replace(opened, origin=origin).value_of()
+    assert (value_of is None) == (algorithm == "behaviour_cloning")
+    assert value_of is None or [value_of(q) for q in (0.0, 0.25, 1.0)] == [-3.0, -1.0, 5.0]
+    assert opened.value_of() is not None
+
+
 def test_a_checkpoint_folder_opens_too(trained):
     assert load_run(trained / "checkpoints" / "step_000000003").info["step"] == 3
 

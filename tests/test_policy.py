@@ -48,6 +48,20 @@ def test_the_network_always_sees_the_same_number_of_rows():
     assert len(set(seen)) == 1
 
 
+@pytest.mark.parametrize("slots", [[4], [2, 0, 1], list(range(11))])
+def test_the_value_of_an_action_is_that_of_its_last_token(slots):
+    """Whoever else acts, and in whichever of the blocks."""
+    policy = random_policy()
+    acting = CheckpointPolicy(policy)
+    play(acting, slots, num_steps=1)
+    for slot in slots:
+        frames = torch.from_numpy(observe(slot, 0)["state"]).expand(8, WINDOW, 2)
+        with torch.no_grad():
+            q_max = policy({"state": frames}, torch.ones(8, dtype=torch.long)).q_max
+        assert acting.q_value(slot) == q_max[0, -1].item()
+    assert len({acting.q_value(slot) for slot in slots}) == len(slots)
+
+
 def test_the_order_of_the_slots_does_not_matter():
     policy = random_policy()
     forwards, backwards = play(CheckpointPolicy(policy), [0, 1, 2]), play(CheckpointPolicy(policy), [2, 1, 0])

@@ -36,19 +36,26 @@ def return_range(episodes: Sequence[Episode], discount: float) -> tuple[float, f
     """Returns the least and the most that a return can be expected to reach, in the log's own unit, low < high.
 
     The least is that of the log. The most leaves room above the log where every step can pay, up to the largest reward
-    for ever; where only an ending pays, nothing lies above the best return that was seen.
+    for ever; where only an ending pays, nothing lies above the best return that was seen. Where no episode terminates
+    there is no return of nothing, and a constant added to all rewards moves both ends alike.
     """
-    returns = np.concatenate([np.zeros(1), *monte_carlo_returns(episodes, discount)])  # 0: the return of nothing
+    nothing = _nothing(episodes)
+    returns = np.concatenate([*monte_carlo_returns(episodes, discount), nothing])
     low, high = float(returns.min()), float(returns.max())
-    best = max((float(each.rewards[~each.terminations].max(initial=0.0)) for each in episodes), default=0.0)
-    if best > 0:
-        high = max(high, min(_for_ever(best, episodes, discount), high + _HEADROOM * (high - low)))
+    best = max([*nothing, *(float(each.rewards[~each.terminations].max(initial=-np.inf)) for each in episodes)])
+    high = max(high, min(_for_ever(best, episodes, discount), high + _HEADROOM * (high - low)))
     return low, high if high > low else low + 1.0
 
 
 def least_future(episodes: Sequence[Episode], discount: float) -> float:
-    """Returns the worst that can follow a step: the least reward for ever, or nothing where no reward is negative."""
-    return _for_ever(min(0.0, *(float(each.rewards.min()) for each in episodes)), episodes, discount)
+    """Returns the worst that can follow a step: the least reward for ever, or nothing if that is worse."""
+    worst = min([*_nothing(episodes), *(float(each.rewards.min()) for each in episodes)])
+    return _for_ever(worst, episodes, discount)
+
+
+def _nothing(episodes: Sequence[Episode]) -> list[float]:
+    """Returns [0], the return of an episode that is over, or [] where none is ever over."""
+    return [0.0] if any(each.terminations.any() for each in episodes) else []
 
 
 def _for_ever(reward: float, episodes: Sequence[Episode], discount: float) -> float:

@@ -175,6 +175,13 @@ class BundlePolicy:
         pairs = zip(slots, observations, strict=True)
         return np.stack([self._running[slot].step(observation) for slot, observation in pairs])
 
+    def q_value(self, slot: int) -> float:
+        """Returns Q in (0, 1) of the last action of `slot`: that of its last token, which knows all the others."""
+        outputs = self._running[slot].last_outputs
+        if outputs is None:
+            raise ControllerError(f"q_value({slot}) must follow act(), got no act() yet; let the policy act first")
+        return float(outputs.q_max[-1])
+
 
 def _read_card(folder: Path) -> dict[str, Any]:
     path = folder / "policy.json"
