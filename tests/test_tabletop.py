@@ -112,6 +112,12 @@ def test_episodes_keep_to_their_split(split):
         assert (combinations.HELD_OUT["pick"][target.kind_name] == target.colour) == (split == "held_out")
 
 
+def test_held_out_episodes_are_of_tasks_that_name_an_object():
+    env: Any = gymnasium.make("qtransformer/Tabletop-v0", split="held_out")
+    tasks = {env.reset(seed=seed)[1]["task"] for seed in range(60)}
+    assert tasks == set(combinations.HELD_OUT)
+
+
 def test_words_name_the_target_and_no_two_objects_are_alike():
     env, instructions, numbers = TabletopEnv(list(TASKS)), set(), set()
     for seed in range(60):
@@ -133,7 +139,7 @@ def test_every_template_fits_into_the_space(task):
     longest = max((f"{colour} {kind}" for colour in COLOURS for kind in KINDS), key=len)
     space = TabletopEnv([task], observations=["instruction"]).observation_space
     for template in TASKS[task].templates:
-        assert space.contains({"instruction": template.format(target=longest, other=longest)})
+        assert space.contains({"instruction": template.format(target=longest, other=longest, side="to the left")})
     assert len(TASKS[task].templates) >= 3
 
 
@@ -195,10 +201,14 @@ def test_the_policy_may_end_the_episode_itself():
     [
         ({"tasks": ["juggle"]}, r"tasks \(\['juggle'\]\) must be of 'pick', .*correct this setting"),
         ({"tasks": []}, r"tasks \(\[\]\) must be of 'pick', .*got none"),
-        ({"observations": ["smell"]}, r"observations \(\['smell'\]\) must be of 'state', 'image/front'"),
+        ({"observations": ["smell"]}, r"observations \(\['smell'\]\) must be of 'state', 'objects', 'image/front'"),
         ({"domain_randomization": 3}, r"domain_randomization \(\[3\]\) must be of 0, 1, 2"),
         ({"split": "test"}, r"split \(\['test'\]\) must be of 'train', 'held_out', 'all'"),
         ({"render_mode": "human"}, r"render_mode \(\['human'\]\) must be of None, 'rgb_array'"),
+        (
+            {"tasks": ["open_drawer", "close_drawer"], "split": "held_out"},
+            r"split \('held_out'\) must have targets for some task, got none for open_drawer, close_drawer: .*'all'",
+        ),
         ({"image_size": 0}, r"image_size \(0\) must be at least 1 pixel"),
     ],
 )

@@ -23,6 +23,8 @@ from qtransformer_envs import ENVIRONMENTS
 IDS = list(ENVIRONMENTS)
 NUM_STEPS = 30
 ENERGY_LIMIT = 500.0  # J: 18 kg of arm at 1 m are 180 J
+SPEED_LIMIT = 20.0  # m/s, or rad/s of the arm's joints
+SPIN_LIMIT = 150.0  # rad/s: what squeezes a ball of 2 cm radius out at 2 m/s makes it spin with 100
 PENETRATION_LIMIT = 0.02  # m: the pads press with 70 N, and the arm with 87 Nm, on what cannot give way
 
 
@@ -40,15 +42,24 @@ def random_actions(env, seed, num_steps):
     return np.random.default_rng(seed).uniform(-1, 1, (num_steps, *env.action_space.shape)).astype(np.float32)
 
 
+def numbers(observation):
+    """Returns all numbers of an observation, in the order of `element_names`."""
+    return np.concatenate([value.ravel() for key, value in sorted(observation.items()) if key != "instruction"])
+
+
+def element_names(env):
+    return [name for _, elements in sorted(env.unwrapped.observation_elements.items()) for name, _ in elements]
+
+
 def digest(env, seed, num_steps=NUM_STEPS):
     """Returns a hash of all that an episode of random actions gives."""
     observation, info = env.reset(seed=seed)
-    told, states = [observation.get("instruction"), info], [observation["state"]]
+    told, seen = [observation.get("instruction"), info], [numbers(observation)]
     for action in random_actions(env, seed, num_steps):
         observation, reward, terminated, truncated, info = env.step(action)
-        states.append(observation["state"])
+        seen.append(numbers(observation))
         told.append((reward, terminated, truncated, info))
-    return hashlib.sha256(np.array(states).tobytes() + repr(told).encode()).hexdigest()
+    return hashlib.sha256(np.array(seen).tobytes() + repr(told).encode()).hexdigest()
 
 
 def run_expert(env, seed):
@@ -84,13 +95,13 @@ def test_gymnasium_checker(env_id):
 @pytest.mark.parametrize("env_id", IDS)
 def test_elements_name_every_number_with_its_unit(env_id):
     env: Any = make(env_id).unwrapped
-    pairs = [
-        (env.observation_elements["state"], env.observation_space["state"]),
-        (env.action_elements, env.action_space),
-    ]
-    for elements, space in pairs:
+    pairs = [(elements, env.observation_space[key]) for key, elements in env.observation_elements.items()]
+    assert {key for key, space in env.observation_space.items() if isinstance(space, gymnasium.spaces.Box)} == set(
+        env.observation_elements
+    )
+    for elements, space in [*pairs, (env.action_elements, env.action_space)]:
         names = [name for name, _ in elements]
-        assert len(set(names)) == len(names) == space.shape[0]
+        assert len(set(names)) == len(names) == np.prod(space.shape)
         assert all(unit for _, unit in elements)
     assert env.control_hz == 10.0
 
@@ -114,19 +125,33 @@ def test_same_bits_in_another_process():
     assert json.loads(out.stdout.splitlines()[-1]) == {each: digest(make(each), 7) for each in IDS}
 
 
-@pytest.mark.parametrize("env_id", IDS)
-def test_no_observation_element_is_constant(env_id):
-    env: Any = make(env_id)
-    states = []
-    for seed in range(6):
-        states.append(env.reset(seed=seed)[0]["state"])
+def constant_elements(env, num_episodes, num_starts):
+    """Returns the names of elements that never change in some episodes of the expert and some more starts."""
+    seen = []
+    for seed in range(num_episodes):
+        seen.append(numbers(env.reset(seed=seed)[0]))
         expert, is_over = env.unwrapped.make_expert(seed), False
         while not is_over:  # a standing object stays upright to the last bit until it is touched
             observation, _, terminated, truncated, _ = env.step(expert.act())
-            states.append(observation["state"])
+            seen.append(numbers(observation))
             is_over = terminated or truncated
-    constant = np.flatnonzero(np.ptp(states, axis=0) == 0.0)
-    assert [env.unwrapped.observation_elements["state"][i] for i in constant] == []
+    seen += [numbers(env.reset(seed=num_episodes + seed)[0]) for seed in range(num_starts)]
+    return {element_names(env)[i] for i in np.flatnonzero(np.ptp(seen, axis=0) == 0.0)}
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_no_observation_element_is_constant(env_id):
+    constant = constant_elements(make(env_id), 2, 10)
+    columns = {name: name[len("row0_") :] for name in constant if name.startswith("row")}
+    assert constant <= set(columns)  # few episodes do not show each kind in each row, but in some of the rows
+    num_rows = 6
+    assert max((list(columns.values()).count(column) for column in columns.values()), default=0) < num_rows
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", IDS)
+def test_no_observation_element_is_constant_in_any_row(env_id):
+    assert constant_elements(make(env_id), 4, 200) == set()
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -176,6 +201,12 @@ def adversarial_action(rng, kind, step, expert, previous):
     return action
 
 
+def free_spins(model):
+    """Returns the velocities of a model that are rates of turn of free objects."""
+    first = model.jnt_dofadr[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]
+    return (first[:, None] + [3, 4, 5]).ravel()
+
+
 def check_adversarial(env_id, num_steps):
     """Out-of-bounds actions, held corners, and pressing on the target: nothing may explode, tunnel or warn."""
     env = make(env_id).unwrapped
@@ -188,8 +219,10 @@ def check_adversarial(env_id, num_steps):
         action = adversarial_action(rng, (step // 50) % 4, step, env.make_expert(step), action)
         observation = env.step(2.0 * action)[0]
         assert env.observation_space.contains(observation)
-        assert np.isfinite(observation["state"]).all()
-        assert np.abs(data.qvel).max() < 60.0
+        assert np.isfinite(numbers(observation)).all()
+        spins = free_spins(model)
+        assert np.abs(data.qvel[spins]).max() < SPIN_LIMIT
+        assert np.abs(np.delete(data.qvel, spins)).max() < SPEED_LIMIT
         assert np.abs(data.energy).sum() < ENERGY_LIMIT
         assert data.contact.dist.min(initial=0.0) > -PENETRATION_LIMIT
         assert [warning.number for warning in data.warning] == [0] * len(data.warning)
@@ -201,7 +234,7 @@ def test_adversarial_actions_leave_the_simulation_sane(env_id):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", ["qtransformer/PickCube-v0", "qtransformer/Tabletop-v0"])  # all tasks and models
 def test_many_adversarial_actions_leave_the_simulation_sane(env_id):
     check_adversarial(env_id, 10_000)
 
@@ -234,4 +267,4 @@ def test_steps_per_cpu_second(env_id):
             env.step(action)
         rates.append(80 / (time.process_time() - start))
     print(f"{env_id}: control steps per CPU-second: median {np.median(rates):.0f}, best {max(rates):.0f}")
-    assert max(rates) >= 300  # 600 and more on an idle core; the margin is for shared machines
+    assert max(rates) >= 400  # 600 and more on an idle core; the margin is for shared machines

@@ -1,4 +1,4 @@
-"""Close the drawer: push it in until less than 1 cm is left."""
+"""Close the drawer: push it in until less than 1 cm is left, with all objects left where they are."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["CloseDrawer"]
 
-MIN_START_OPENING = 0.08  # m
+MIN_START_OPENING = 0.14  # m
 SHUT = 0.01  # m
 BEFORE = np.array([0.0, -0.035, -0.003])  # m from the handle: in front of its bar
 BEFORE_BOX = np.array([0.035, 0.03, 0.016])  # m around it, from which the fingers push
@@ -20,7 +20,7 @@ PADS = np.array([1.0, 0.0, 0.0])
 
 
 class CloseDrawer(Task):
-    """The drawer is open, half or more; objects are on the table."""
+    """The drawer is open nearly all the way, or flailing arms would push it shut; objects are on the table."""
 
     name = "close_drawer"
     templates = ("close the drawer", "push the drawer shut", "push in the drawer")
@@ -32,8 +32,9 @@ class CloseDrawer(Task):
         self.scene.open_drawer(rng.uniform(MIN_START_OPENING, DRAWER_TRAVEL))
 
     def is_success(self) -> bool:
-        """Returns whether the drawer is shut."""
-        return self.scene.drawer_opening() < SHUT
+        """Returns whether the drawer is shut and no object was moved."""
+        scene = self.scene
+        return scene.drawer_opening() < SHUT and all(scene.is_undisturbed(item) for item in scene.items)
 
     def act(self) -> np.ndarray:
         """Puts the closed fingers in front of the handle, from above, and pushes."""

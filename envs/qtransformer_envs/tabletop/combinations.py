@@ -25,6 +25,7 @@ HELD_OUT: dict[str, dict[str, str]] = {
         "cube": "green", "can": "blue", "bottle": "yellow", "bowl": "orange", "ball": "purple", "block": "red",
     },
     "place_upright": {"can": "orange", "bottle": "purple", "block": "green"},
+    "knock_over": {"can": "yellow", "bottle": "orange", "block": "blue"},
     "put_into_drawer": {
         "cube": "orange", "can": "purple", "bottle": "red", "bowl": "green", "ball": "blue", "block": "yellow",
     },

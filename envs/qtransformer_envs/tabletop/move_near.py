@@ -36,9 +36,9 @@ class MoveNear(Task):
         place_apart(self.scene, self.scene.items, rng, apart=START_DISTANCE)
 
     def is_success(self) -> bool:
-        """Returns whether the target rests on the table, let go, with its middle within 12 cm of the other's."""
+        """Returns whether the target rests on the table, let go, within 12 cm of the other, which was not moved."""
         scene, target = self.scene, self.target
-        return self._distance() < NEAR_DISTANCE and scene.is_on_table(target)
+        return self._distance() < NEAR_DISTANCE and scene.is_on_table(target) and scene.is_undisturbed(self.other)
 
     def _distance(self) -> float:
         return math.dist(self.scene.position(self.target)[:2], self.scene.position(self.other)[:2])

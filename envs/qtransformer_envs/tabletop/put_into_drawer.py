@@ -5,14 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from qtransformer_envs.tabletop.scene import DRAWER_TRAVEL
-from qtransformer_envs.tabletop.skills import carry, grasp, holds, release
+from qtransformer_envs.tabletop.skills import ALONG_FRONT, carry, grasp, holds, release
 from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["PutIntoDrawer"]
 
 MIN_START_OPENING = 0.13  # m
 DROP_HEIGHT = 0.035  # m over the table: the object's lowest point when it is let go
-PADS = np.array([1.0, 0.0, 0.0])  # along the front, so that the hand stays clear of it
 
 
 class PutIntoDrawer(Task):
@@ -38,5 +37,5 @@ class PutIntoDrawer(Task):
         """Carries the target over the open part of the drawer and lets it go inside."""
         scene, target = self.scene, self.target
         if holds(scene, target):
-            return carry(scene, target, scene.drawer_middle()[:2], PADS, DROP_HEIGHT)
-        return release(scene) if scene.is_in_drawer(target) else grasp(scene, target)
+            return carry(scene, target, scene.drawer_middle()[:2], ALONG_FRONT, DROP_HEIGHT)
+        return release(scene) if scene.is_in_drawer(target) else grasp(scene, target, ALONG_FRONT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qtransformer_envs.tabletop.close_drawer import CloseDrawer
+from qtransformer_envs.tabletop.knock_over import KnockOver
 from qtransformer_envs.tabletop.move_near import MoveNear
 from qtransformer_envs.tabletop.open_drawer import OpenDrawer
 from qtransformer_envs.tabletop.pick import Pick
@@ -13,5 +14,5 @@ from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["TASKS"]
 
-_ORDER = (Pick, MoveNear, PlaceUpright, OpenDrawer, CloseDrawer, PutIntoDrawer, TakeOutOfDrawer)
+_ORDER = (Pick, MoveNear, KnockOver, PlaceUpright, OpenDrawer, CloseDrawer, PutIntoDrawer, TakeOutOfDrawer)
 TASKS: dict[str, type[Task]] = {task.name: task for task in _ORDER}

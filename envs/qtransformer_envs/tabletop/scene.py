@@ -35,6 +35,7 @@ DRAWER_FLOOR = 0.012  # m
 FURNITURE = np.array([[-0.13, -DRAWER_TRAVEL - 0.06], [0.13, 0.22]])  # m: the box around cabinet and open drawer
 UPRIGHT = 0.97  # vertical part of the axis: 14 degrees
 ON_TABLE = 0.01  # m: the lowest point; the floor of the drawer is higher
+UNDISTURBED = 0.03  # m
 REST_SPEED = 0.05  # m/s
 DRAWER_HEIGHT = 0.075  # m: an object whose middle is below this is in it
 AREA_LOW = np.array([0.32, -0.31])  # m: where objects start
@@ -116,6 +117,7 @@ class Scene:
         """Puts the arm at `joints`, shape (7,), rad, with the gripper open; all objects are taken to be at rest."""
         self.arm.reset(self.data, joints, MAX_OPENING)
         mujoco.mj_forward(self.model, self.data)
+        self._starts = self.data.xpos.copy()
         self._sleep.trust()
         self._update_sleep()
 
@@ -136,6 +138,10 @@ class Scene:
     def start_position(self, item: Item) -> np.ndarray:
         """Returns where `place` has put an object, shape (3,), m, before its pose is computed."""
         return self.data.qpos[item.qpos : item.qpos + 3].copy()
+
+    def is_undisturbed(self, item: Item) -> bool:
+        """Returns whether an object is within 3 cm of where it was when the episode started."""
+        return math.dist(self.data.xpos[item.body], self._starts[item.body]) < UNDISTURBED
 
     def rotation(self, item: Item) -> np.ndarray:
         """Returns the rotation matrix of an object, shape (3, 3)."""

@@ -14,7 +14,10 @@ from qtransformer_envs.arm import MAX_OPENING, POSITION_SCALE, ROTATION_SCALE
 from qtransformer_envs.rotations import clip_norm, vector_from_matrix
 from qtransformer_envs.tabletop.scene import AREA_HIGH, AREA_LOW, Item, Scene
 
-__all__ = ["approach_closed", "carry", "compose", "descend", "free_place", "grasp", "holds", "lift", "point", "release"]
+__all__ = [
+    "ALONG_FRONT", "CLOSED", "DIRECTIONS", "OPEN", "SET_DOWN_HEIGHT", "approach_closed", "carry", "compose", "descend",
+    "free_place", "grasp", "holds", "lift", "point", "release",
+]  # fmt: skip
 
 GAIN = 0.6  # share of an error that one action removes
 MAX_MOVE = 0.03  # m: the longest displacement it commands in one step
@@ -30,6 +33,8 @@ CLOSING_BOX = np.array([0.020, 0.022, 0.020])  # m: ... and to go on closing
 SET_DOWN_HEIGHT = 0.006  # m: the lowest point of what is let go
 HANDLE_POINTS = np.array([[x, 0.0] for x in (-0.1, -0.05, 0.0, 0.05, 0.1)])  # m, along the drawer's front
 HAND_HALF_LENGTH = 0.09  # m, along the pads
+HANDLE_ROOM = 0.11  # m: what is nearer to the handle is taken with the pads along it
+ALONG_FRONT = np.array([1.0, 0.0, 0.0])  # of the drawer: the hand, with its pads along it, fits before front and handle
 _ANGLES = np.arange(16) * (np.pi / 8)
 DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)  # around an object
 WIDEST_HALF = 0.03  # m: half of what fits between the pads
@@ -59,7 +64,9 @@ def point(
     y = np.array([pads[0], pads[1], 0.0])
     side = float(y @ (gripper_rotation[:, 1] if near is None else near))
     y /= math.copysign(max(math.hypot(y[0], y[1]), 1e-9), side)
-    goal = np.array([np.cross(y, approach), y, approach]).T
+    x = [y[1] * approach[2] - y[2] * approach[1], y[2] * approach[0] - y[0] * approach[2]]
+    x.append(y[0] * approach[1] - y[1] * approach[0])  # y x approach: numpy's own takes as long as all the rest
+    goal = np.array([x, y, approach]).T
     return vector_from_matrix(goal @ gripper_rotation.T)
 
 
@@ -92,11 +99,15 @@ def grasp(scene: Scene, item: Item, wanted: np.ndarray | None = None, approach: 
     Args:
         scene: where.
         item: what to grip.
-        wanted: direction of the pads, shape (3,): of all that the object permits, the nearest; None: as they are.
+        wanted: direction of the pads, shape (3,): of all that the object permits, the nearest; None: as they are, but
+            along the drawer's front where the hand would land on the handle.
         approach: where the gripper points, unit vector, shape (3,).
     """
     position, rotation = scene.arm.position(scene.data), scene.arm.rotation(scene.data)
-    offset = grasp_point(scene, item) - position
+    there = grasp_point(scene, item)
+    offset = there - position
+    if wanted is None and scene.handle_position()[1] - there[1] < HANDLE_ROOM:
+        wanted = ALONG_FRONT
     pads = pad_axis(item, scene.rotation(item), rotation[:, 1] if wanted is None else wanted)
     turn = point(rotation, pads, approach, wanted)
     in_gripper = rotation.T @ offset

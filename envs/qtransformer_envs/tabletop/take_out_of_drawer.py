@@ -6,7 +6,7 @@ import numpy as np
 
 from qtransformer_envs.tabletop.placing import rest, resting_rotation
 from qtransformer_envs.tabletop.scene import AREA_HIGH, AREA_LOW, DRAWER_TRAVEL
-from qtransformer_envs.tabletop.skills import carry, free_place, grasp, holds, release
+from qtransformer_envs.tabletop.skills import ALONG_FRONT, carry, free_place, grasp, holds, release
 from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["TakeOutOfDrawer"]
@@ -14,7 +14,6 @@ __all__ = ["TakeOutOfDrawer"]
 MIN_START_OPENING = 0.145  # m
 PLACE_SHIFT = np.array([0.03, 0.015, 0.0])  # m around the middle of the open part
 YAW_SHIFT = 0.25  # rad around the yaw at which the pads can be along the front
-PADS = np.array([1.0, 0.0, 0.0])  # along the front, so that the hand stays clear of it
 _GRID = [np.linspace(low + 0.04, high - 0.04, 5) for low, high in zip(AREA_LOW, AREA_HIGH, strict=True)]
 PLACES = np.stack(np.meshgrid(*_GRID), axis=-1).reshape(-1, 2)  # m: where it may be set down
 
@@ -47,6 +46,6 @@ class TakeOutOfDrawer(Task):
         """Carries the target to the freest place on the table and lets it go there."""
         scene, target = self.scene, self.target
         if holds(scene, target):
-            best = free_place(scene, target, PLACES, np.tile(PADS[:2], (len(PLACES), 1)))
-            return carry(scene, target, PLACES[best], PADS)
-        return release(scene) if scene.is_on_table(target) else grasp(scene, target, PADS)
+            best = free_place(scene, target, PLACES, np.tile(ALONG_FRONT[:2], (len(PLACES), 1)))
+            return carry(scene, target, PLACES[best], ALONG_FRONT)
+        return release(scene) if scene.is_on_table(target) else grasp(scene, target, ALONG_FRONT)
