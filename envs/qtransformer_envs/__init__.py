@@ -17,7 +17,7 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "qtransformer/PickCube-v0": {"entry_point": "qtransformer_envs.pick_cube:PickCube", "max_episode_steps": 80},
 }
 
-# The tabletop suite: Gymnasium id -> its tasks. The drawer alone is moved within 20 control steps: in 100, an arm that
+# The tabletop suite: Gymnasium id -> its tasks. The drawer alone is moved within 20 control steps: in 80, an arm that
 # flails pushes it shut now and then.
 _TABLETOP: dict[str, tuple[str, ...]] = {
     "qtransformer/Pick-v0": ("pick",),
@@ -34,7 +34,7 @@ _SHORT = ("qtransformer/OpenDrawer-v0", "qtransformer/CloseDrawer-v0")
 for _id, _tasks in _TABLETOP.items():
     ENVIRONMENTS[_id] = {
         "entry_point": "qtransformer_envs.tabletop.env:TabletopEnv",
-        "max_episode_steps": 50 if _id in _SHORT else 100,
+        "max_episode_steps": 50 if _id in _SHORT else 80,
         "kwargs": {"tasks": _tasks},
     }
 

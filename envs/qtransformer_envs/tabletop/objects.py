@@ -119,4 +119,5 @@ def add_object(spec: mujoco.MjSpec, name: str, kind: Kind) -> None:
         geom.condim = 6 if kind.is_round else 4  # round things need friction against rolling
         geom.friction = [0.8, 0.01, 0.001]
         geom.solref = [0.008, 1.0]  # s: two time steps, the least that is stable
+        geom.solmix = 100.0  # this stiffness counts, not that of the softer hand
         geom.solimp = [0.95, 0.99, 0.001, 0.5, 2.0]
