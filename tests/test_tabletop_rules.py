@@ -8,6 +8,7 @@ from qtransformer_envs.tabletop.env import TabletopEnv
 from qtransformer_envs.tabletop.knock_over import SIDES, KnockOver
 from qtransformer_envs.tabletop.move_near import MoveNear
 from qtransformer_envs.tabletop.placing import rest, resting_rotation
+from qtransformer_envs.tabletop.registry import TASKS
 from qtransformer_envs.tabletop.scene import Scene
 
 HOME_JOINTS = np.array([0.0, -0.18483, 0.0, -2.49674, 0.0, 2.31191, 0.785398])
@@ -98,3 +99,15 @@ def test_another_target_may_change_roles_with_the_other_object():
     assert (third.target, third.other) == (ball, cube)
     assert (task.target, task.other) == (can, cube)
     assert swapped.say("{target} to {other}") == "red cube to red can"
+
+
+def test_no_episode_starts_done_and_the_hand_has_room_before_the_handle():
+    env = TabletopEnv(list(TASKS))
+    for seed in range(80):
+        info = env.reset(seed=seed)[1]
+        assert not info["success"]
+        scene = env.scene
+        on_table = [item for item in scene.items if not scene.is_in_drawer(item)]
+        room = [scene.handle_position()[1] - scene.position(item)[1] for item in on_table]
+        assert min(room) > 0.1  # half the width of the hand and a bit
+        assert len(on_table) == len(scene.items) - (info["task"] == "take_out_of_drawer")

@@ -10,7 +10,6 @@ from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["CloseDrawer"]
 
-MIN_START_OPENING = 0.14  # m
 SHUT = 0.01  # m
 BEFORE = np.array([0.0, -0.035, -0.003])  # m from the handle: in front of its bar
 BEFORE_BOX = np.array([0.035, 0.03, 0.016])  # m around it, from which the fingers push
@@ -25,11 +24,7 @@ class CloseDrawer(Task):
     name = "close_drawer"
     templates = ("close the drawer", "push the drawer shut", "push in the drawer")
     num_named = 0
-
-    def arrange(self, rng: np.random.Generator) -> None:
-        """Opens the drawer."""
-        super().arrange(rng)
-        self.scene.open_drawer(rng.uniform(MIN_START_OPENING, DRAWER_TRAVEL))
+    openings = (0.14, DRAWER_TRAVEL)
 
     def is_success(self) -> bool:
         """Returns whether the drawer is shut and no object was moved."""

@@ -9,7 +9,6 @@ from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["OpenDrawer"]
 
-MAX_START_OPENING = 0.03  # m
 OPENED = 0.13  # m
 HOOK = np.array([0.0, 0.0235, -0.003])  # m from the handle: between its bar and the front
 HOOK_BOX = np.array([0.035, 0.016, 0.016])  # m around it, from which the fingers pull
@@ -24,11 +23,7 @@ class OpenDrawer(Task):
     name = "open_drawer"
     templates = ("open the drawer", "pull the drawer open", "pull out the drawer")
     num_named = 0
-
-    def arrange(self, rng: np.random.Generator) -> None:
-        """Closes the drawer, or nearly."""
-        super().arrange(rng)
-        self.scene.open_drawer(rng.uniform(0.0, MAX_START_OPENING))
+    openings = (0.0, 0.03)
 
     def is_success(self) -> bool:
         """Returns whether the drawer is far enough out."""

@@ -14,7 +14,7 @@ from qtransformer_envs.tabletop.task import Task
 __all__ = ["PlaceUpright"]
 
 LOW, HIGH = np.array([0.42, -0.14]), np.array([0.60, 0.02])  # m: where the target lies
-YAW_SHIFT = 0.4  # rad around the y axis, along which it lies
+YAW_SHIFT = 0.3  # rad around the y axis, along which it lies
 PADS = np.array([1.0, 0.0, 0.0])  # this way round the last joint stays clear of its limits while the hand leans
 LEAN = 0.78  # rad: how far the gripper leans to one side when it grips, and to the other when it lets go
 TURN_HEIGHT = 0.03  # m: lowest point while the object is turned

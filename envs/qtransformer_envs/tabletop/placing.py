@@ -18,6 +18,8 @@ __all__ = ["place_apart", "rest", "resting_rotation"]
 
 DISTANCE = 0.12  # m between the middles of two objects: the open gripper fits between
 NUM_TRIES = 200  # places drawn for one object before all are drawn again
+HANDLE_DEPTH = 0.052  # m before the drawer's front
+HAND_ROOM = 0.105  # m between an object and the handle: the hand fits any way round
 HEIGHT_MARGIN = 0.0002  # m over the table
 
 
@@ -46,19 +48,21 @@ def place_apart(
         is_standing: None: as is usual.
         apart: m, at least, between the first and the second.
     """
-    places = _draw_places(len(items), apart, rng)
+    handle = scene.cabinet_position()[1] - scene.drawer_opening() - HANDLE_DEPTH
+    high = np.array([AREA_HIGH[0], min(AREA_HIGH[1], handle - HAND_ROOM)])
+    places = _draw_places(len(items), high, apart, rng)
     for number, (item, place) in enumerate(zip(items, places, strict=True)):
         stands = item.kind.is_standing if number or is_standing is None else is_standing
         rotation = resting_rotation(rng.uniform(-np.pi, np.pi), stands)
         scene.place(item, np.array([*place, rest(item.kind, stands)]), rotation)
 
 
-def _draw_places(number: int, apart: float, rng: np.random.Generator) -> list[np.ndarray]:
+def _draw_places(number: int, high: np.ndarray, apart: float, rng: np.random.Generator) -> list[np.ndarray]:
     places: list[np.ndarray] = []
     while len(places) < number:
         places = []
         for _ in range(NUM_TRIES):
-            place = rng.uniform(AREA_LOW, AREA_HIGH)
+            place = rng.uniform(AREA_LOW, high)
             distances = [math.dist(place, each) for each in places]
             if all(each > DISTANCE for each in distances) and (len(places) != 1 or distances[0] > apart):
                 places.append(place)

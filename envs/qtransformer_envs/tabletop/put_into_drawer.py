@@ -10,7 +10,6 @@ from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["PutIntoDrawer"]
 
-MIN_START_OPENING = 0.13  # m
 DROP_HEIGHT = 0.035  # m over the table: the object's lowest point when it is let go
 
 
@@ -23,11 +22,7 @@ class PutIntoDrawer(Task):
         "place the {target} in the drawer",
         "drop the {target} into the open drawer",
     )
-
-    def arrange(self, rng: np.random.Generator) -> None:
-        """Opens the drawer."""
-        super().arrange(rng)
-        self.scene.open_drawer(rng.uniform(MIN_START_OPENING, DRAWER_TRAVEL))
+    openings = (0.13, DRAWER_TRAVEL)
 
     def is_success(self) -> bool:
         """Returns whether the target is in the drawer, let go."""

@@ -30,10 +30,10 @@ MAX_WIDE = 0.074  # m: what they open at most: a target of 0.08 is reached slowl
 GRIPPED_ROOM = 0.008  # m: pads further apart than the object by this do not grip
 CLOSE_BOX = np.array([0.012, 0.022, 0.012])  # m: where the grasp must be, in the gripper's frame, to close
 CLOSING_BOX = np.array([0.020, 0.022, 0.020])  # m: ... and to go on closing
+CARRY_TURN = 0.25  # rad that are asked for at once: what is turned faster slips
 SET_DOWN_HEIGHT = 0.006  # m: the lowest point of what is let go
 HANDLE_POINTS = np.array([[x, 0.0] for x in (-0.1, -0.05, 0.0, 0.05, 0.1)])  # m, along the drawer's front
 HAND_HALF_LENGTH = 0.09  # m, along the pads
-HANDLE_ROOM = 0.11  # m: what is nearer to the handle is taken with the pads along it
 ALONG_FRONT = np.array([1.0, 0.0, 0.0])  # of the drawer: the hand, with its pads along it, fits before front and handle
 _ANGLES = np.arange(16) * (np.pi / 8)
 DIRECTIONS = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)  # around an object
@@ -99,15 +99,11 @@ def grasp(scene: Scene, item: Item, wanted: np.ndarray | None = None, approach: 
     Args:
         scene: where.
         item: what to grip.
-        wanted: direction of the pads, shape (3,): of all that the object permits, the nearest; None: as they are, but
-            along the drawer's front where the hand would land on the handle.
+        wanted: direction of the pads, shape (3,): of all that the object permits, the nearest; None: as they are.
         approach: where the gripper points, unit vector, shape (3,).
     """
     position, rotation = scene.arm.position(scene.data), scene.arm.rotation(scene.data)
-    there = grasp_point(scene, item)
-    offset = there - position
-    if wanted is None and scene.handle_position()[1] - there[1] < HANDLE_ROOM:
-        wanted = ALONG_FRONT
+    offset = grasp_point(scene, item) - position
     pads = pad_axis(item, scene.rotation(item), rotation[:, 1] if wanted is None else wanted)
     turn = point(rotation, pads, approach, wanted)
     in_gripper = rotation.T @ offset
@@ -159,7 +155,7 @@ def carry(
     beside = goal - scene.position(item)[:2]
     bottom, distance = scene.bottom(item), math.hypot(*beside)
     rotation = scene.arm.rotation(scene.data)
-    turn = point(rotation, rotation[:, 1] if pads is None else pads)
+    turn = clip_norm(point(rotation, rotation[:, 1] if pads is None else pads), CARRY_TURN)
     if distance < 0.03 and bottom < drop:
         return compose(np.zeros(3), turn, OPEN)
     misaligned = 6.0 * max(0.0, distance - 0.015) + 0.5 * max(0.0, math.sqrt(float(turn @ turn)) - ALIGNED_ANGLE)

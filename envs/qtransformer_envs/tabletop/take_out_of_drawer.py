@@ -11,7 +11,6 @@ from qtransformer_envs.tabletop.task import Task
 
 __all__ = ["TakeOutOfDrawer"]
 
-MIN_START_OPENING = 0.145  # m
 PLACE_SHIFT = np.array([0.03, 0.015, 0.0])  # m around the middle of the open part
 YAW_SHIFT = 0.25  # rad around the yaw at which the pads can be along the front
 _GRID = [np.linspace(low + 0.04, high - 0.04, 5) for low, high in zip(AREA_LOW, AREA_HIGH, strict=True)]
@@ -27,11 +26,11 @@ class TakeOutOfDrawer(Task):
         "get the {target} from the drawer",
         "move the {target} from the drawer to the table",
     )
+    openings = (0.145, DRAWER_TRAVEL)
 
     def arrange(self, rng: np.random.Generator) -> None:
-        """Opens the drawer and puts the target into its open part."""
+        """Puts the target into the open part of the drawer."""
         super().arrange(rng)
-        self.scene.open_drawer(rng.uniform(MIN_START_OPENING, DRAWER_TRAVEL))
         kind = self.target.kind
         position = self.scene.drawer_middle() + rng.uniform(-PLACE_SHIFT, PLACE_SHIFT)
         position[2] += rest(kind, kind.is_standing)

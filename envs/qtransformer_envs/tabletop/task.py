@@ -33,6 +33,8 @@ class Task(ABC):
     num_named: ClassVar[int] = 1
     """How many objects the words name."""
 
+    openings: ClassVar[tuple[float, float]] = (0.0, DRAWER_TRAVEL)
+    """m between which the drawer is open at the start."""
     side: str = ""
     """Which way, of a skill whose words say it; drawn by `arrange`."""
 
@@ -54,7 +56,7 @@ class Task(ABC):
     def arrange(self, rng: np.random.Generator) -> None:
         """Puts cabinet, drawer and objects where the episode starts: all objects on the table, well apart."""
         self.scene.move_cabinet(rng.uniform(-CABINET_SHIFT, CABINET_SHIFT, 2))
-        self.scene.open_drawer(rng.uniform(0.0, DRAWER_TRAVEL))
+        self.scene.open_drawer(rng.uniform(*self.openings))
         place_apart(self.scene, self.scene.items, rng)
 
     @abstractmethod
