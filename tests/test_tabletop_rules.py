@@ -29,12 +29,12 @@ def started(*objects):
     return scene
 
 
-def knocked_over(side, yaw, standing=False, other_moved=0.0):
+def knocked_over(side, yaw, standing=False, other_moved=0.0, y=-0.14):
     """Returns whether a can with its top towards `yaw` counts as knocked over to `side`."""
     scene = started(("can", 0.5, -0.2), ("cube", 0.4, -0.05))
     task = KnockOver(scene)
     task.side = side
-    put(scene, 0, 0.5, -0.14, yaw, standing)
+    put(scene, 0, 0.5, y, yaw, standing)
     put(scene, 1, 0.4, -0.05 + other_moved)
     scene.move(STILL)
     return task.is_success()
@@ -47,6 +47,8 @@ def test_a_thing_is_knocked_over_when_it_lies_with_its_top_to_the_named_side(sid
     assert not knocked_over(side, yaw + 0.7)  # 40 degrees
     assert not knocked_over(side, yaw + np.pi)
     assert not knocked_over(side, yaw, standing=True)
+    assert knocked_over(side, yaw, y=-0.34)
+    assert not knocked_over(side, yaw, y=-0.36)
     assert knocked_over(side, yaw, other_moved=0.025)
     assert not knocked_over(side, yaw, other_moved=0.035)
 

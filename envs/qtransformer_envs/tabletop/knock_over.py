@@ -22,6 +22,7 @@ SIDES = {
 CLEAR_AHEAD, CLEAR_BEHIND, CLEAR_BESIDE = 0.25, 0.14, 0.09  # m around the target, free of others
 LYING = 0.3  # vertical part of the axis: 73 degrees from upright
 ALONG = 0.8  # part of the axis along the named side: 37 degrees
+NEAR_START = 0.15  # m: the fall alone moves the middle by 6 to 9 cm
 BELOW_TOP = 0.025  # m: where the fingers push
 START_DISTANCE = 0.07  # m from the axis: where they come down
 REACH = 0.09  # m from the axis: where they may push from
@@ -58,10 +59,10 @@ class KnockOver(Task):
         return [item for item in self.scene.items if item is not self.target]
 
     def is_success(self) -> bool:
-        """Returns whether the target lies, let go, with its top to the named side, and no other object was moved."""
+        """Returns whether the target lies near where it stood, let go, top to the named side, and no other moved."""
         scene, axis = self.scene, self.scene.rotation(self.target)[:, 2]
         has_fallen = abs(axis[2]) < LYING and axis[:2] @ SIDES[self.side][0] > ALONG
-        if not has_fallen or not scene.is_on_table(self.target):
+        if not has_fallen or not scene.is_on_table(self.target) or scene.distance_moved(self.target) > NEAR_START:
             return False
         return all(scene.is_undisturbed(each) for each in self._others())
 

@@ -141,7 +141,11 @@ class Scene:
 
     def is_undisturbed(self, item: Item) -> bool:
         """Returns whether an object is within 3 cm of where it was when the episode started."""
-        return math.dist(self.data.xpos[item.body], self._starts[item.body]) < UNDISTURBED
+        return self.distance_moved(item) < UNDISTURBED
+
+    def distance_moved(self, item: Item) -> float:
+        """Returns how far an object's origin is from where it was when the episode started, m."""
+        return math.dist(self.data.xpos[item.body], self._starts[item.body])
 
     def rotation(self, item: Item) -> np.ndarray:
         """Returns the rotation matrix of an object, shape (3, 3)."""
