@@ -44,7 +44,7 @@ def random_actions(seed, num_steps):
 
 
 def test_registered_with_80_steps():
-    assert list(qtransformer_envs.ENVIRONMENTS) == [ID]
+    assert ID in qtransformer_envs.ENVIRONMENTS
     env = gymnasium.make(ID)
     env.reset(seed=0)
     for step in range(80):
