@@ -48,10 +48,14 @@ def steps_per_second(environment_id: str, num_steps: int, size: int | None = Non
     Args:
         environment_id: of a task.
         num_steps: how many are timed.
-        size: of an image that is observed beside the state, pixels; None: the state alone.
+        size: of an image that is observed beside all that usually is, pixels; None: without.
     """
-    images: dict[str, Any] = {} if size is None else {"observations": ("state", CAMERA), "image_size": size}
-    environment = gymnasium.make(environment_id, **{"observations": ("state",), **images})
+    settings: dict[str, Any] = {}
+    if size is not None:
+        usual = gymnasium.make(environment_id).observation_space
+        assert isinstance(usual, gymnasium.spaces.Dict)
+        settings = {"observations": (*usual, CAMERA), "image_size": size}
+    environment = gymnasium.make(environment_id, **settings)
     actions = _actions(environment, environment_id, num_steps)
     seconds = sum(cpu_seconds(partial(environment.step, action)) for action in actions)
     environment.close()
@@ -60,7 +64,7 @@ def steps_per_second(environment_id: str, num_steps: int, size: int | None = Non
 
 def frames_per_second(environment_id: str, num_steps: int, size: int) -> float:
     """Returns pictures per CPU second of the same camera in the same states: the renderer alone."""
-    environment = gymnasium.make(environment_id, observations=("state",), image_size=size, render_mode="rgb_array")
+    environment = gymnasium.make(environment_id, image_size=size, render_mode="rgb_array")
     environment.reset(seed=0)
     environment.render()  # makes the renderer
     seconds = 0.0
@@ -84,8 +88,7 @@ def _actions(environment: gymnasium.Env, environment_id: str, num_steps: int) ->
 
 @cache
 def _rehearsed(environment_id: str, seed: int) -> list[np.ndarray]:
-    environment = gymnasium.make(environment_id, observations=("state",))
-    return rehearse(environment, seed)
+    return rehearse(gymnasium.make(environment_id), seed)
 
 
 class Contest:
