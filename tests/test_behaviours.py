@@ -102,6 +102,14 @@ def test_in_the_tabletop_suite_another_object_is_picked(seed):
     assert wrong.target.name not in base.instruction
 
 
+def test_a_policy_that_ends_its_episodes_ends_this_one_too_in_the_belief_that_it_is_done():
+    environment = gymnasium.make("qtransformer/Pick-v0", terminate_action=True)
+    environment.reset(seed=0)
+    actions, (terminated, _, info) = play(environment, WrongObject(environment, 0, wrong_tasks(environment)[0]))
+    assert (terminated, info["success"]) == (True, False)
+    assert [action[7] > 0 for action in actions] == [False] * (len(actions) - 1) + [True]
+
+
 @pytest.mark.parametrize(("task", "can"), [("OpenDrawer", False), ("TakeOutOfDrawer", False), ("PutIntoDrawer", True)])
 def test_a_wrong_object_needs_words_that_name_one_and_another_to_move(task, can):
     environment = gymnasium.make(f"qtransformer/{task}-v0")

@@ -104,6 +104,17 @@ def test_an_episode_of_a_mix_is_logged_as_executed_and_ends_truncated_where_it_s
     assert max(episode.num_steps for episode in stopped) < 20  # the time limit
 
 
+def test_an_episode_without_an_object_to_mistake_is_recorded_as_what_it_is(tmp_path):
+    dataset = collect(make_mix(mix=("wrong_object=1",), episodes=6), tmp_path / "run")
+    kinds = [(episode.instruction == "wait", episode.behaviour) for episode in dataset.episodes]
+    assert kinds == [(False, "wrong_object"), (False, "wrong_object"), (True, "noisy_expert")] * 2
+
+
+def test_shares_that_make_no_sense_are_told_before_anything_is_made():
+    with pytest.raises(DatasetError, match=r"mix \(pauses=0.9\) must sum to 1, got 0.9"):
+        make_config(mix=("pauses=0.9",))
+
+
 def test_a_mix_of_another_recording_is_not_gone_on_with(tmp_path):
     collect(make_mix(episodes=2), tmp_path / "run")
     with pytest.raises(DatasetError, match=r"was recorded with another collect, .*'mix': .*'pauses': 1.0"):
@@ -182,7 +193,6 @@ def test_plain_progress_lines_off_a_terminal(tmp_path, capsys):
         ({"noise_std": -1.0}, r"noise_std \(-1.0\) must be at least 0"),
         ({"random_action_probability": 2.0}, r"random_action_probability \(2.0\) must be in \[0, 1\]"),
         ({"random_action_hold": 0}, r"random_action_hold \(0\) must be at least 1"),
-        ({"mix": ("pauses=0.9",)}, r"mix \(pauses=0.9\) must sum to 1, got 0.9"),
         ({"mix": ("dropped_object=1",)}, "mix: dropped_object needs an action element called 'gripper'"),
     ],
 )

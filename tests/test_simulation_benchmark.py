@@ -113,6 +113,14 @@ def test_evaluate_and_the_plain_loop_play_the_same_episodes():
     assert min(serial["seconds"], side_by_side["seconds"]) > 0
 
 
+def test_other_episodes_are_told():
+    class Stub:
+        def call(self, handler, num_episodes, **_):
+            return {"seconds": 1.0, "lengths": [5] * num_episodes if handler == "serial" else [6] * num_episodes}
+
+    assert simulation.measure_evaluation(Stub(), 2, 1)["same_episodes"] is False
+
+
 @pytest.fixture
 def fake(tmp_path, monkeypatch):
     script = tmp_path / "worker.py"
