@@ -4,11 +4,13 @@ import gymnasium
 import numpy as np
 import pytest
 from dataset_fixtures import POINT_ID, SILENT_ID, PointEnv
+from mistake_fixtures import SHELF_ID
 
 from qtransformer_datasets import collect as collect_module
 from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.environment import describe_environment
 from qtransformer_datasets.formats import open_dataset
+from qtransformer_datasets.mix import SHARES
 from qtransformer_datasets.schema import DatasetError
 
 
@@ -47,13 +49,82 @@ def test_without_noise_the_expert_succeeds(tmp_path):
     assert all((episode.actions[:, 1] == 0).all() and episode.terminations[-1] for episode in dataset.episodes)
 
 
-def test_random_actions_are_held_no_longer_than_allowed():
-    space = PointEnv().action_space
-    config = make_config(noise_std=0.0, random_action_probability=1.0, random_action_hold=3)
-    disturb = collect_module._Disturbance(config, space, np.random.default_rng(0))
-    actions = np.array([disturb(np.zeros(2, np.float32))[0] for _ in range(3000)])
-    runs = np.diff(np.flatnonzero(np.append(np.diff(actions, prepend=np.nan) != 0, True)))
-    assert set(runs[actions[np.cumsum(runs) - 1] != 0].tolist()) == {1, 2, 3}
+def test_without_a_mix_an_episode_is_the_expert_with_the_noise_of_its_own_generator(tmp_path):
+    """A log that was begun before there were mixes goes on to the same bytes."""
+    dataset = collect(make_config(seed=4, random_action_probability=0.0), tmp_path / "run")
+    assert dataset.metadata["algorithm_name"] == "scripted expert with noise"
+    assert list(dataset.metadata["collect"]) == ["seed", "noise_std", "random_action_probability", "random_action_hold"]
+    assert {episode.behaviour for episode in dataset.episodes} == {None}
+    for index, episode in enumerate(dataset.episodes):
+        generator = np.random.default_rng([4, index])
+        std, _ = generator.uniform(0, 0.8), generator.uniform(0, 0.0)
+        for x, action in zip(episode.observations["state"][:][:-1, 0], episode.actions, strict=True):
+            generator.random()
+            expected = [np.clip(-2 * x, -1, 1), 0.0] + std * generator.standard_normal(2)
+            np.testing.assert_allclose(action, np.clip(expected, -1, 1), atol=1e-5)
+
+
+def make_mix(**changes):
+    settings = {"env_id": SHELF_ID, "imports": ("mistake_fixtures",), "episodes": 24, "mix": ()}
+    return make_config(**(settings | changes))
+
+
+def test_a_mix_does_not_depend_on_workers_and_goes_on_to_the_same(tmp_path):
+    whole = collect(make_mix(), tmp_path / "whole")
+    together = collect(make_mix(num_workers=2), tmp_path / "together")
+    collect(make_mix(episodes=9), tmp_path / "parts")
+    parts = collect(make_mix(append=True), tmp_path / "parts")
+    kinds = [episode.behaviour for episode in whole.episodes]
+    for other in (together, parts):
+        assert other.fingerprint == whole.fingerprint
+        assert [episode.behaviour for episode in other.episodes] == kinds
+    assert len(set(kinds)) >= 4
+    assert whole.metadata["algorithm_name"] == "scripted expert with mistakes"
+    assert whole.metadata["collect"]["mix"] == SHARES
+
+
+def test_the_kind_of_an_episode_depends_on_seed_and_index_alone(tmp_path):
+    few = collect(make_mix(episodes=3), tmp_path / "few")
+    many = collect(make_mix(noise_std=0.1), tmp_path / "many")
+    other = collect(make_mix(seed=1), tmp_path / "other")
+    kinds = [[episode.behaviour for episode in each.episodes] for each in (few, many, other)]
+    assert kinds[0] == kinds[1][:3]
+    assert kinds[1] != kinds[2]
+
+
+def test_an_episode_of_a_mix_is_logged_as_executed_and_ends_truncated_where_it_stops(tmp_path):
+    dataset = collect(make_mix(mix=("early_stop=0.5", "wrong_object=0.5")), tmp_path / "run")
+    for episode in dataset.episodes:
+        positions = episode.observations["state"][:][:, 0]
+        np.testing.assert_allclose(np.diff(positions), 0.5 * episode.actions[:, 0], atol=1e-6)
+        assert episode.terminations[-1] == episode.success == bool(episode.rewards[-1])
+        assert episode.truncations.tolist() == [False] * (episode.num_steps - 1) + [not episode.success]
+    stopped = [episode for episode in dataset.episodes if episode.behaviour == "early_stop"]
+    assert {episode.success for episode in stopped} == {False}
+    assert max(episode.num_steps for episode in stopped) < 20  # the time limit
+
+
+def test_an_episode_without_an_object_to_mistake_is_recorded_as_what_it_is(tmp_path):
+    dataset = collect(make_mix(mix=("wrong_object=1",), episodes=6), tmp_path / "run")
+    kinds = [(episode.instruction == "wait", episode.behaviour) for episode in dataset.episodes]
+    assert kinds == [(False, "wrong_object"), (False, "wrong_object"), (True, "noisy_expert")] * 2
+
+
+def test_shares_that_make_no_sense_are_told_before_anything_is_made():
+    with pytest.raises(DatasetError, match=r"mix \(pauses=0.9\) must sum to 1, got 0.9"):
+        make_config(mix=("pauses=0.9",))
+
+
+def test_a_mix_of_another_recording_is_not_gone_on_with(tmp_path):
+    collect(make_mix(episodes=2), tmp_path / "run")
+    with pytest.raises(DatasetError, match=r"was recorded with another collect, .*'mix': .*'pauses': 1.0"):
+        collect(make_mix(mix=("pauses=1",), append=True), tmp_path / "run")
+
+
+def test_a_bare_mix_says_what_the_environment_lacks(tmp_path, capsys):
+    dataset = collect(make_config(mix=()), tmp_path / "run")
+    assert "14% more noisy_replay instead" in " ".join(capsys.readouterr().out.split())
+    assert "wrong_object" not in dataset.metadata["collect"]["mix"]
 
 
 def test_names_units_and_rate_come_from_the_environment(tmp_path):
@@ -122,6 +193,7 @@ def test_plain_progress_lines_off_a_terminal(tmp_path, capsys):
         ({"noise_std": -1.0}, r"noise_std \(-1.0\) must be at least 0"),
         ({"random_action_probability": 2.0}, r"random_action_probability \(2.0\) must be in \[0, 1\]"),
         ({"random_action_hold": 0}, r"random_action_hold \(0\) must be at least 1"),
+        ({"mix": ("dropped_object=1",)}, "mix: dropped_object needs an action element called 'gripper'"),
     ],
 )
 def test_mistakes_are_explained_and_leave_nothing_behind(tmp_path, changes, message):

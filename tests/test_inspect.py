@@ -148,6 +148,18 @@ def test_only_the_most_frequent_tasks_are_listed():
     assert [each["text"] for each in text["most_frequent"]][:3] == ["task 29", "task 00", "task 01"]
 
 
+def test_behaviours_are_counted_with_their_success_where_any_is_known():
+    episodes = [make_episode(3, seed=seed, success=seed == 0) for seed in range(4)]
+    assert described(log_of(*episodes))["behaviours"] == []
+    names = ("replay", "replay", "expert", None)
+    acted = [replace(each, behaviour=name) for each, name in zip(episodes, names, strict=True)]
+    assert described(log_of(*acted))["behaviours"] == [
+        {"text": "replay", "episodes": 2, "success_rate": 0.5},
+        {"text": "expert", "episodes": 1, "success_rate": 0},
+        {"text": "unknown", "episodes": 1, "success_rate": 0},
+    ]
+
+
 def test_findings_come_with_reason_advice_and_places():
     log = log_of(edited(make_episode(5, seed=7), "rewards", 2, np.nan))
     (finding,) = check_dataset(log)

@@ -48,7 +48,7 @@ def test_the_page_fetches_and_runs_nothing():
 
 def test_what_strangers_wrote_is_text():
     log = filmed(1)
-    episode = replace(log.episodes[0], source=HOSTILE)
+    episode = replace(log.episodes[0], source=HOSTILE, behaviour=HOSTILE)
     episode = with_rows(episode, instruction=np.full(5, HOSTILE, object).astype(str))
     observations = (
         ObservationSpec("state", (2,), "float32", "state", (HOSTILE, "x"), (HOSTILE, "")),
@@ -59,8 +59,8 @@ def test_what_strangers_wrote_is_text():
     html = page_of(log, [Finding("error", "not-finite", HOSTILE, HOSTILE, HOSTILE, (HOSTILE,), 2)])
     assert "<script" not in html
     assert html.encode()  # a half of a surrogate pair would not do
-    # finding 4, rules 2, note, environment, instruction, source, element and unit
-    assert Page(html).text.count(SHOWN) == 12
+    # finding 4, rules 2, note, environment, instruction, behaviour, source, element and unit
+    assert Page(html).text.count(SHOWN) == 13
 
 
 def test_colours_are_those_of_the_style_sheet_and_light_and_dark():
@@ -108,6 +108,14 @@ def test_tasks_stand_with_episodes_and_success():
     page = page_of(filmed(3))
     assert "<tr><td>push</td><td>3</td><td>100.0%</td></tr>" in page
     assert "1 different;" in page
+
+
+def test_behaviours_stand_with_episodes_and_success_where_any_is_known():
+    log = filmed(2)
+    assert "Behaviours" not in page_of(log)
+    html = page_of(log.with_episodes([replace(each, behaviour="noisy_replay") for each in log.episodes]))
+    assert "<h2>Behaviours</h2>" in html
+    assert "<tr><td>noisy_replay</td><td>2</td><td>100.0%</td></tr>" in html
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])

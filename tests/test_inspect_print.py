@@ -30,6 +30,7 @@ def rich_log():
     frames, texts = StoredFrames([bytes([row]) for row in range(5)]), np.full(5, EVIL)
     log = log_of(with_rows(episode, camera=frames, instruction=texts), extra=(CAMERA, INSTRUCTION))
     actions = ActionSpec((-1.2345e-7, -1.0), (1.2345e7, 1.0), ("a" * 60, "right"), ("some long unit", "m/s"))
+    log = log.with_episodes([replace(log.episodes[0], behaviour=EVIL)])
     return replace(log, spec=replace(log.spec, actions=actions), rules={"success": EVIL}, notes=("torn", EVIL))
 
 
@@ -43,7 +44,7 @@ def test_everything_fits_80_columns():
 def test_what_strangers_wrote_is_shown_and_not_obeyed():
     text = printed(rich_log())
     assert "\x1b" not in text
-    assert text.count("[red]pick\\x1b[2J[/] up\\n") == 3  # rule, note, instruction
+    assert text.count("[red]pick\\x1b[2J[/] up\\n") == 4  # rule, note, instruction, behaviour
 
 
 def test_all_parts_are_there():
@@ -59,6 +60,7 @@ def test_all_parts_are_there():
         "jpeg",
         "about 0.00 MB",
         "instruction: 1 different",
+        "what acted",
         "right (m/s)",
         "-1 to 1",
         "No problems found.",

@@ -62,7 +62,7 @@ FORBIDDEN = {
         "mujoco": set(),
         "qtransformer_envs": set(),
         "torch": {"windows"},
-        "gymnasium": {"collect", "environment", "record_episodes"},
+        "gymnasium": {"behaviours", "collect", "environment", "mix", "record_episodes"},
     },
 }
 SHARED = ("batch", "files", "page")  # what datasets may import of qtransformer

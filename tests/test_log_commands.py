@@ -1,4 +1,4 @@
-"""`inspect` and `convert` by their real commands."""
+"""`collect --mix`, `inspect` and `convert` by their real commands."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import pytest
 from dataset_fixtures import make_episode
 from learner_fixtures import write_log
+from mistake_fixtures import SHELF_ID
 from task_fixtures import write_tasks
 
 from qtransformer.cli import main
@@ -20,6 +21,32 @@ def say(*arguments):
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     return write_tasks(tmp_path_factory.mktemp("commands") / "tasks")
+
+
+@pytest.mark.parametrize(
+    ("mix", "kinds"),
+    [
+        ((), {"demonstrations", "noisy_replay", "noisy_expert"}),
+        (("demonstrations=0.5,noisy_replay=0.5",), {"demonstrations", "noisy_replay"}),
+        (("demonstrations=0.5", "noisy_replay=0.5"), {"demonstrations", "noisy_replay"}),
+    ],
+)
+def test_collect_records_a_mix_and_inspect_shows_it(tmp_path, capsys, mix, kinds):
+    shelf = ("--env-id", SHELF_ID, "--imports", "mistake_fixtures", "--episodes", 30, "--num-workers", 1)
+    assert say("collect", "--out", tmp_path / "log", *shelf, "--mix", *mix) == 0
+    assert "what acted" in capsys.readouterr().out
+    assert say("inspect", tmp_path / "log", "--json", "--import", "mistake_fixtures") == 0
+    behaviours = {row["text"]: row for row in json.loads(capsys.readouterr().out)["behaviours"]}
+    assert kinds <= set(behaviours)
+    assert bool(mix) <= (kinds == set(behaviours))
+    assert sum(row["episodes"] for row in behaviours.values()) == 30
+    assert behaviours["demonstrations"]["success_rate"] == 1.0
+
+
+def test_a_mix_that_cannot_be_is_one_line(tmp_path, capsys):
+    assert say("collect", "--out", tmp_path / "log", "--env-id", SHELF_ID, "--mix", "replays=1") == 2
+    assert "mix (replays=1) must be kind=share, each of demonstrations" in capsys.readouterr().err
+    assert not (tmp_path / "log").exists()
 
 
 def test_inspect_writes_json_and_a_page(tasks, tmp_path, capsys):

@@ -15,7 +15,7 @@ from qtransformer_datasets.formats import open_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "docs" / "datasets.md"
-PAGES = (ROOT / "README.md", GUIDE)
+PAGES = (ROOT / "README.md", GUIDE, ROOT / "docs" / "tabletop.md")
 README = PAGES[0].read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 

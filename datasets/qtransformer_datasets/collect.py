@@ -3,7 +3,8 @@
 Special about this file: an episode depends on `seed + i` and its own generator alone, so the dataset is the same for
 any number of workers, and a recording that was killed goes on to the same dataset. Workers only simulate; the parent
 writes, in order, and an interrupt keeps what is finished.
-Skill varies between episodes, as it does between people: each draws how shaky and how absent-minded it is.
+Skill varies between episodes, as it does between people: each draws how shaky and how absent-minded it is. With `mix`
+each draws, before that, what kind of episode it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from .disturbances import Noise
 from .environment import describe_environment, environment_attributes
 from .episode_buffer import EpisodeBuffer
 from .formats import open_dataset
 from .minari_writer import ImageStorage
+from .mix import Play, draw_kind, fit_shares, read_shares
 from .recorder import Recorder
 from .schema import DatasetError, Episode, EpisodeDataset
 
@@ -57,6 +60,10 @@ class CollectConfig:
     """Largest probability per step that a random action starts; each episode draws its own up to this."""
     random_action_hold: int = 10
     """Most steps for which one random action is held."""
+    mix: tuple[str, ...] | None = None
+    """Record kinds of episodes in these shares, as in demonstrations=0.08,noisy_replay=0.92; also noisy_expert,
+    wrong_object, dropped_object, early_stop and pauses. Alone: 8 % demonstrations, else replays and other mistakes.
+    Without it all are of the noisy expert."""
     images: ImageStorage = "raw"
     """How images are stored: raw is read fastest, jpeg is small and lossy."""
     append: bool = False
@@ -72,6 +79,8 @@ class CollectConfig:
         ):
             if not is_sound:
                 raise DatasetError(f"{name} ({getattr(self, name)}) must {rule}; change this setting")
+        if self.mix is not None:
+            read_shares(self.mix)
 
 
 def collect(config: CollectConfig, path: str | Path) -> EpisodeDataset:
@@ -82,12 +91,13 @@ def collect(config: CollectConfig, path: str | Path) -> EpisodeDataset:
             `append`: something else than the beginning of this recording).
     """
     environment = make_environment(config)
+    config, notes = _fit_mix(config, environment)
     spec, attributes = describe_environment(environment), _attributes(config, environment)
     environment.close()
     with Recorder(path, spec, images=config.images, append=config.append, attributes=attributes) as recorder:
         indices = range(recorder.num_episodes, config.episodes)
         with _episodes(config, indices) as episodes:
-            for episode in _show_progress(episodes, indices, recorder.notes):
+            for episode in _show_progress(episodes, indices, notes + recorder.notes):
                 recorder.record(episode)
     return open_dataset(path)
 
@@ -121,44 +131,44 @@ def make_environment(config: CollectConfig) -> gymnasium.Env:
 
 
 def run_episode(environment: gymnasium.Env, config: CollectConfig, index: int) -> Episode:
-    """Returns episode `index`: the expert with noise of this episode's own, drawn skill; actions as executed."""
+    """Returns episode `index`: its own, drawn kind and skill; actions as executed, its end a truncation where it stops.
+
+    `config.mix`, if there is one, must be possible in the environment.
+    """
     generator = np.random.default_rng([config.seed, index])
     seed = config.seed + index
+    kind = "noisy_expert" if config.mix is None else draw_kind(read_shares(config.mix), generator)
+    play = Play(kind, environment, seed)
     observation, _ = environment.reset(seed=seed)
     buffer = EpisodeBuffer(
         describe_environment(environment), observation, seed=seed, source=f"{config.env_id}:seed_{seed}"
     )
-    expert: Any = getattr(environment.unwrapped, "make_expert")(seed)  # noqa: B009 (Env does not declare it)
-    expert.reset()
-    disturb, success = _Disturbance(config, environment.action_space, generator), None
-    while not buffer.is_over:
-        action = disturb(np.asarray(expert.act(), np.float32))
+    act, success = play.start(_noise(config, environment, generator), generator), None
+    while not buffer.is_over and (action := act()) is not None:
         observation, reward, terminated, truncated, info = environment.step(action)
         buffer.step(action, observation, float(reward), terminated, truncated)
         success = info.get("success")
-    return buffer.episode(None if success is None else bool(success))
+    episode = buffer.episode(None if success is None else bool(success))
+    return episode if config.mix is None else replace(episode, behaviour=play.kind)
 
 
-class _Disturbance:
-    """Turns the expert's action into what a person of this episode's skill does; keeps the held random action."""
+def _noise(config: CollectConfig, environment: gymnasium.Env, generator: np.random.Generator) -> Noise:
+    space: Any = environment.action_space
+    return Noise(
+        space,
+        generator,
+        std=config.noise_std,
+        probability=config.random_action_probability,
+        hold=config.random_action_hold,
+    )
 
-    def __init__(self, config: CollectConfig, space: Any, generator: np.random.Generator) -> None:
-        self._space, self._generator, self._hold = space, generator, config.random_action_hold
-        self._std = generator.uniform(0, config.noise_std) * (space.high - space.low) / 2
-        self._probability = generator.uniform(0, config.random_action_probability)
-        self._steps_left = 0
-        self._random_action = space.low
 
-    def __call__(self, action: np.ndarray) -> np.ndarray:
-        if not self._steps_left and self._generator.random() < self._probability:
-            self._steps_left = self._generator.integers(1, self._hold + 1)
-            self._random_action = self._generator.uniform(self._space.low, self._space.high)
-        if self._steps_left:
-            self._steps_left -= 1
-            action = self._random_action
-        else:
-            action = action + self._std * self._generator.standard_normal(self._space.shape)
-        return np.clip(action, self._space.low, self._space.high).astype(np.float32)
+def _fit_mix(config: CollectConfig, environment: gymnasium.Env) -> tuple[CollectConfig, tuple[str, ...]]:
+    """Returns the configuration with shares that the environment can do, and sentences on what it cannot."""
+    if config.mix is None:
+        return config, ()
+    shares, notes = fit_shares(config.mix, environment, config.seed)
+    return replace(config, mix=tuple(f"{kind}={share!r}" for kind, share in shares.items())), notes
 
 
 _worker_environment: gymnasium.Env | None = None  # one to a worker process
@@ -208,5 +218,7 @@ def _show_progress(episodes: Iterator[Episode], indices: range, notes: tuple[str
 
 def _attributes(config: CollectConfig, environment: gymnasium.Env) -> dict[str, Any]:
     noise = {name: getattr(config, name) for name in ("noise_std", "random_action_probability", "random_action_hold")}
-    attributes = {"algorithm_name": "scripted expert with noise", "collect": {"seed": config.seed, **noise}}
+    mix = {} if config.mix is None else {"mix": read_shares(config.mix)}
+    name = "scripted expert with noise" if config.mix is None else "scripted expert with mistakes"
+    attributes = {"algorithm_name": name, "collect": {"seed": config.seed, **noise, **mix}}
     return attributes | environment_attributes(environment)

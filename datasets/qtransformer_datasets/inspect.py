@@ -58,6 +58,7 @@ def describe(dataset: EpisodeDataset, findings: Iterable[Finding]) -> dict[str, 
         "actions": _actions(steps),
         "images": _by_kind(dataset, "image", _image),
         "text": _by_kind(dataset, "text", _text),
+        "behaviours": _behaviours(dataset.episodes),
         "findings": [asdict(finding) for finding in findings],
     }
 
@@ -148,13 +149,20 @@ def _text(episodes: Sequence[Episode], key: str) -> dict[str, Any]:
         different.update(texts)
         for text in texts[:1]:
             owners.setdefault(text, []).append(episode)
+    return {"different": len(different), "most_frequent": _most_frequent(owners)}
+
+
+def _behaviours(episodes: Sequence[Episode]) -> list[dict[str, Any]]:
+    """Returns the number and success rate of the episodes of each behaviour; empty where none is known."""
+    owners: dict[str, list[Episode]] = {}
+    for episode in episodes:
+        owners.setdefault(episode.behaviour or "unknown", []).append(episode)
+    return _most_frequent(owners) if any(episode.behaviour for episode in episodes) else []
+
+
+def _most_frequent(owners: dict[str, list[Episode]]) -> list[dict[str, Any]]:
     frequent = sorted(owners.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_TEXTS]
-    return {
-        "different": len(different),
-        "most_frequent": [
-            {"text": text, "episodes": len(group), "success_rate": _success_rate(group)} for text, group in frequent
-        ],
-    }
+    return [{"text": text, "episodes": len(group), "success_rate": _success_rate(group)} for text, group in frequent]
 
 
 def _success_rate(episodes: Sequence[Episode]) -> float | None:

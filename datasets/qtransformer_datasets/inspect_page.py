@@ -46,12 +46,13 @@ def write_page(dataset: EpisodeDataset, description: Mapping[str, Any], path: Pa
 
 def render(dataset: EpisodeDataset, description: Mapping[str, Any]) -> str:
     """Returns the page as HTML."""
-    steps, findings = sound_steps(dataset), description["findings"]
+    steps, findings, behaviours = sound_steps(dataset), description["findings"], description["behaviours"]
     sections = [
         page.section("Findings", _findings(findings)),
         page.section("What this log is", [_overview(description)]),
         page.section("Returns and lengths of the episodes", _outcomes(dataset)),
         *(page.section(f"Text: {_text(name)}", _tasks(text)) for name, text in description["text"].items()),
+        *([page.section("Behaviours", [_groups("what acted", behaviours)])] if behaviours else []),
         page.section("Actions", _elements(steps, "actions", description["actions"])),
         *(
             page.section(f"Observations: {_text(name)}", _elements(steps, name, rows))
@@ -121,10 +122,12 @@ def _outcomes(dataset: EpisodeDataset) -> Iterator[str]:
 
 def _tasks(text: Mapping[str, Any]) -> Iterator[str]:
     yield f"<p>{text['different']:,} different; the most frequent at the first step of an episode:</p>"
-    frequent = text["most_frequent"]
-    rows = ((_text(each["text"]), f"{each['episodes']:,}", share(each["success_rate"])) for each in frequent)
-    table = page.table(("text", "episodes", "success rate"), rows)
-    yield f'<div class="card scroll" tabindex="0">{table}</div>'
+    yield _groups("text", text["most_frequent"])
+
+
+def _groups(head: str, groups: Iterable[Mapping[str, Any]]) -> str:
+    rows = ((_text(each["text"]), f"{each['episodes']:,}", share(each["success_rate"])) for each in groups)
+    return f'<div class="card scroll" tabindex="0">{page.table((head, "episodes", "success rate"), rows)}</div>'
 
 
 def _elements(steps: Steps, key: str, rows: list[Mapping[str, Any]]) -> Iterator[str]:

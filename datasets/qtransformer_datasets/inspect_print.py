@@ -33,7 +33,10 @@ def _parts(description: dict[str, Any]) -> Iterator[Any]:
     if description["images"]:
         yield _image_table(description["images"])
     for name, text in description["text"].items():
-        yield _text_table(name, text)
+        title = f"{name}: {text['different']:,} different, most frequent first"
+        yield _group_table(title, "at the first step", text["most_frequent"])
+    if description["behaviours"]:
+        yield _group_table("behaviours", "what acted", description["behaviours"])
     if not description["findings"]:
         yield "[green]No problems found.[/]"
     for finding in description["findings"]:
@@ -96,12 +99,12 @@ def _image_table(images: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _text_table(name: str, text: dict[str, Any]) -> Table:
-    table = _table(f"{name}: {text['different']:,} different, most frequent first")
-    table.add_column("at the first step", overflow="fold")
+def _group_table(title: str, head: str, groups: list[dict[str, Any]]) -> Table:
+    table = _table(title)
+    table.add_column(head, overflow="fold")
     table.add_column("episodes", justify="right", no_wrap=True)
     table.add_column("success rate", justify="right", no_wrap=True)
-    for row in text["most_frequent"]:
+    for row in groups:
         table.add_row(_shown(row["text"]), f"{row['episodes']:,}", share(row["success_rate"]))
     return table
 

@@ -48,6 +48,8 @@ class Episode:
     source: str = ""
     task: str | None = None
     """The instruction, where the text that held it was left out of the observations."""
+    behaviour: str | None = None
+    """What acted, in a word, as in "noisy_replay"; None where nobody said."""
     has_final_observation: bool = True
 
     @property

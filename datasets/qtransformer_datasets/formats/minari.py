@@ -140,6 +140,7 @@ def _read_episode(group: h5py.Group | h5py.Dataset) -> _Read:
         success=flag,
         seed=_read_seed(group),
         source=place(group),
+        behaviour=_read_behaviour(group),
         has_final_observation=any(len(rows) != len(actions) for rows in observations.values()),
     )
     return _Read(episode, flag is not None, names)
@@ -154,6 +155,11 @@ def _read_success_flag(group: h5py.Group) -> bool | None:
 def _read_seed(group: h5py.Group) -> int | None:
     seed = read_attribute(group, "seed")
     return int(seed) if isinstance(seed, int | np.integer) else None
+
+
+def _read_behaviour(group: h5py.Group) -> str | None:
+    behaviour = read_attribute(group, "behaviour")
+    return behaviour if isinstance(behaviour, str) else None
 
 
 def _guess_success(episode: Episode) -> Episode:
