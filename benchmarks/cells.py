@@ -76,7 +76,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_cell(cell: Cell, run: Path) -> dict[str, Any]:
-    """Trains and evaluates; returns counts, CPU seconds and wall seconds.
+    """Trains and evaluates; returns counts, those of each task where there are several, and CPU seconds.
 
     Raises:
         CellError: a command failed.
@@ -88,6 +88,8 @@ def run_cell(cell: Cell, run: Path) -> dict[str, Any]:
     output, evaluation_s = call(cell.evaluate(run))
     found = json.loads(output)
     kept = {key: found[key] for key in ("successes", "episodes", "mean_length")}
+    tasks = {name: [each["successes"], each["episodes"]] for name, each in found.get("tasks", {}).items()}
+    kept |= {"tasks": tasks} if len(tasks) > 1 else {}
     return {**kept, "training_cpu_s": round(training_s, 1), "evaluation_cpu_s": round(evaluation_s, 1)}
 
 

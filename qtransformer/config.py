@@ -123,7 +123,7 @@ class LearningConfig:
     """Share of the target network that stays at each update."""
     support_threshold: float = 0.0
     """Bins with less than this share of the likeliest bin's density are never chosen; 0 admits all, 1 one alone."""
-    support_temperature: float = 0.4
+    support_temperature: float = 0.5
     """Bins are chosen by Q + temperature * log density, Q in standard deviations of whole actions; 0: maximum of Q."""
     target_temperature: float = 0.1
     """The same for the policy whose value the targets hold, but in shares of the range of returns, as its errors are:
