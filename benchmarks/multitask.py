@@ -9,8 +9,8 @@ order, and the instruction:
     cloning of successes   ... --only-successful, a third of the updates
     ours, without words    the same as ours, but --observations objects state: what the instruction is worth
 
-Each plays all skills, the same number of episodes of each. Finished cells are kept in --work: run the same command again
-to go on.
+Each plays the same episodes of all skills. Then ours plays scenes twice, told to take one object and another
+(told_apart.py). Finished cells are kept in --work: run the same command again to go on.
 
     .venv/bin/python benchmarks/multitask.py [--quick] [--work FOLDER] [--updates N] [--seeds 1] [--picture PNG]
 
@@ -21,10 +21,9 @@ never succeeds; `ratio_to_log` the same against the log.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ import gymnasium
 import harness
 from rich.console import Console
 from rich.table import Table
+from told_apart import told_apart
 
 from qtransformer.outcomes import wilson_interval
 from qtransformer_datasets.collect import CollectConfig, collect, usable_cores
@@ -52,7 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log = make_log(options)
     found = cells.run_cells(list(table_cells(log, options)), options.work, options.workers)
     table = {"log": log_rates(log), **tabulate(found, options)}
-    result = {"benchmark": "multitask", "quick": options.quick, **summary(table)}
+    apart = told_apart(options.work / "runs" / "tabletop" / OURS / "0", options.scenes)
+    harness.say(f"the named object is approached in {apart['share']:.0%} of {apart['episodes']} episodes")
+    result = {"benchmark": "multitask", "quick": options.quick, **summary(table), "told_apart": apart}
     show(table, result["mean_success"])
     if options.picture:
         draw(table, options.picture)
@@ -68,15 +70,16 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=Path("runs/multitask"), help="log, runs and results")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--log-episodes", type=int, default=3000)
-    parser.add_argument("--updates", type=int, default=12_000, help="of ours")
+    parser.add_argument("--updates", type=int, default=10_000, help="of ours")
     parser.add_argument("--episodes", type=int, default=400, help="of each evaluation, of all skills together")
+    parser.add_argument("--scenes", type=int, default=50, help="that are told to take one object, then another")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--picture", type=Path, help="PNG to draw")
     options = parser.parse_args(arguments)
     if options.quick:
         options.work, options.methods, options.seeds = options.work / "quick", (OURS, CLONING), 1
-        options.log_episodes, options.updates, options.episodes = 16, 40, 8
+        options.log_episodes, options.updates, options.episodes, options.scenes = 300, 40, 8, 2
     return options
 
 
@@ -190,7 +193,9 @@ def draw(table: Mapping[str, Rates], path: Path) -> None:
     from matplotlib import pyplot
 
     skills, names = list(table["log"]), list(table)
-    figure, grid = pyplot.subplots(2, -(-len(skills) // 2), figsize=(13, 0.7 * len(names) + 1.6), sharex=True, sharey=True)
+    figure, grid = pyplot.subplots(
+        2, -(-len(skills) // 2), figsize=(13, 0.7 * len(names) + 1.6), sharex=True, sharey=True
+    )
     for axis, skill in zip(grid.flat, skills, strict=False):
         for place, name in enumerate(names):
             if each := table[name].get(skill):

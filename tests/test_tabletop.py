@@ -12,7 +12,7 @@ from qtransformer_envs.tabletop.objects import COLOURS, KINDS
 from qtransformer_envs.tabletop.placing import rest, resting_rotation
 from qtransformer_envs.tabletop.registry import TASKS
 from qtransformer_envs.tabletop.scene import Scene, compiled_model
-from qtransformer_envs.tabletop.skills import OPEN, compose, descend, point
+from qtransformer_envs.tabletop.skills import OPEN, compose, descend, pad_axis, point
 
 DOWN = np.diag([1.0, -1.0, -1.0])
 HOME_JOINTS = np.array([0.0, -0.18483, 0.0, -2.49674, 0.0, 2.31191, 0.785398])
@@ -222,6 +222,14 @@ def test_the_gripper_turns_the_shorter_way():
     np.testing.assert_allclose(point(DOWN, np.array([0.0, -1.0, 0.5])), 0.0, atol=1e-9)
     turn = point(DOWN, np.array([np.sin(0.3), np.cos(0.3), 0.0]))
     np.testing.assert_allclose(turn, [0.0, 0.0, -0.3], atol=1e-9)
+
+
+def test_the_pads_take_a_block_that_stands_on_an_edge():
+    """Both of its narrow axes lean by 45 degrees: neither is flat, and the nearer one is taken."""
+    half = 0.5**0.5
+    rotation = np.array([[half, half, 0.0], [0.0, 0.0, 1.0], [half, -half, 0.0]])
+    item = Scene([("block", "red"), ("can", "red")]).items[0]
+    assert np.array_equal(pad_axis(item, rotation, np.array([1.0, 0.0, 0.3])), rotation[:, 0])
 
 
 def test_the_gripper_leans_where_it_is_asked_to():

@@ -75,8 +75,9 @@ def pad_axis(item: Item, rotation: np.ndarray, wanted: np.ndarray) -> np.ndarray
     axes = rotation.T  # rows: the object's own axes
     if not item.kind.is_round:
         halves = zip(axes, item.kind.half_size, strict=True)
-        fits = [axis for axis, half in halves if half < WIDEST_HALF and abs(axis[2]) < FLAT]
-        return max(fits, key=lambda axis: abs(axis @ wanted))
+        narrow = [axis for axis, half in halves if half < WIDEST_HALF]
+        flat = [axis for axis in narrow if abs(axis[2]) < FLAT]  # none while it stands on an edge
+        return max(flat or narrow, key=lambda axis: abs(axis @ wanted))
     if item.kind_name == "ball" or abs(axes[2, 2]) > FLAT:
         return wanted
     return np.array([-axes[2, 1], axes[2, 0], 0.0])
