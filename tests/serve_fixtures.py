@@ -9,7 +9,10 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,3 +113,26 @@ class RawSocket:
     def __exit__(self, *_: object) -> None:
         self._file.close()
         self.socket.close()
+
+
+def http(port: int, path: str, **headers: str) -> tuple[int, str, str]:
+    """Returns status, content type and text of a plain GET."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=headers)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return response.status, response.headers["Content-Type"], response.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.headers["Content-Type"], error.read().decode()
+
+
+def errors(server: PolicyServer) -> dict[str, int]:
+    """Returns what the server counted, without the zeros."""
+    return {kind: count for kind, count in server.metrics.errors.items() if count}
+
+
+def wait_for(is_true: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Waits for what another thread or process does."""
+    deadline = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)

@@ -13,7 +13,8 @@ import logging
 import ssl
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -79,8 +80,8 @@ class PolicyServer:
         self._max_bytes = self._limits.max_request_bytes or room_for(card)
         self._greeting = pack(describe(card, self._max_bytes))
         self._worker = ThreadPoolExecutor(1, "policy")
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._stopping: asyncio.Future[None] | None = None
+        self._stop: Future[None] = Future()
+        self._stopping: asyncio.Future[None]  # the same, for the event loop of `run`
 
     async def run(self, host: str, port: int, on_ready: Callable[[int], None] = lambda port: None) -> None:
         """Serves until `stop`; then answers what is under way and says goodbye to every client.
@@ -93,8 +94,7 @@ class PolicyServer:
         Raises:
             RunError: the address is taken or not ours.
         """
-        self._loop = asyncio.get_running_loop()
-        self._stopping = self._loop.create_future()
+        self._stopping = asyncio.wrap_future(self._stop)
         with self._worker:
             server = await self._listen(host, port)
             on_ready(next(iter(server.sockets)).getsockname()[1])
@@ -107,12 +107,8 @@ class PolicyServer:
 
     def stop(self) -> None:
         """Lets `run` end; may be called from any thread, and more than once."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._set_stopping)
-
-    def _set_stopping(self) -> None:
-        if self._stopping is not None and not self._stopping.done():
-            self._stopping.set_result(None)
+        with suppress(InvalidStateError):
+            self._stop.set_result(None)
 
     async def _listen(self, host: str, port: int) -> Server:
         try:
@@ -194,9 +190,8 @@ class PolicyServer:
         """
         if isinstance(request, str):
             raise ProtocolError("request must be a binary frame with a msgpack map, got text")
-        assert self._loop is not None
         try:
-            reply = await self._loop.run_in_executor(self._worker, session.answer, request)
+            reply = await asyncio.get_running_loop().run_in_executor(self._worker, session.answer, request)
         except ControllerError as error:
             self.metrics.errors["refused"] += 1
             return one_line(error)
@@ -205,7 +200,6 @@ class PolicyServer:
 
     async def _receive(self, connection: ServerConnection) -> bytes | str | None:
         """Returns the next frame; None, after a goodbye, where none came in time or the server stops."""
-        assert self._stopping is not None
         receiving = asyncio.ensure_future(connection.recv())
         timeout = self._limits.idle_timeout
         await asyncio.wait({receiving, self._stopping}, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
@@ -232,11 +226,9 @@ class PolicyServer:
         """Ends a conversation as openpi does: the error as text, then close 1011."""
         self.metrics.errors[kind] += 1
         _log.warning("%s: %s request: %s", _address(connection), kind, message)
-        try:
+        with suppress(ConnectionClosed):  # it may not wait to hear it
             await self._send(connection, message)
             await connection.close(CloseCode.INTERNAL_ERROR, kind)
-        except ConnectionClosed:
-            pass  # it did not wait to hear it
 
 
 def _address(connection: ServerConnection) -> str:
