@@ -126,6 +126,7 @@ MALFORMED: list[tuple[Any, str]] = [
     ({"a": "x" * 1025}, "exceeds max_str_len"),
     ({"a": array(data=bytes(7))}, r"shape \[2\] and dtype <f4 must have as many bytes, got 7"),
     ({"a": array(shape=[3])}, r"shape \[3\] and dtype <f4 must have as many bytes, got 8"),
+    ({"a": array(shape=[1])}, r"shape \[1\] and dtype <f4 must have as many bytes, got 8"),
     ({"a": array(data="text")}, "data of an array must be bytes, got str"),
     ({"a": array(data=None)}, "data of an array must be bytes, got NoneType"),
     ({"a": array(data=[0, 0])}, "data of an array must be bytes, got list"),

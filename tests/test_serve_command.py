@@ -89,7 +89,7 @@ def test_the_code_of_the_page_runs(folder: Path):  # noqa: F811
     _, ours = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
     with serving(folder) as (_, port):
         code = ours.replace("8000", str(port)).replace('{"state": state}', "observation")
-        names = {"observation": observation(0.03, 0.0)}
+        names: dict[str, Any] = {"observation": observation(0.03, 0.0)}
         exec(compile(code, PAGE.name, "exec"), names)
     np.testing.assert_allclose(names["action"], [0.3, 0.0], rtol=1e-6)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import msgpack
@@ -152,11 +152,13 @@ def test_32_clients_at_once_keep_separate_histories(folder: Path):  # noqa: F811
 
 def test_of_each_client_one_request_waits_and_they_take_turns(folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     """While the policy is busy, the first client's ten further requests do not go before the second's only one."""
-    step, goes_on, order = Controller.step, Event(), []
+    step, goes_on, is_deciding, order = Controller.step, Event(), Lock(), []
 
     def slow(self: Controller, given: Any) -> np.ndarray:
+        assert is_deciding.acquire(blocking=False), "two decisions at the same time"
         goes_on.wait(30)
         order.append(float(given["goal"][0]))
+        is_deciding.release()
         return step(self, given)
 
     monkeypatch.setattr(Controller, "step", slow)

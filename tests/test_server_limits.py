@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -75,6 +76,27 @@ def test_empty_fragments_without_end_are_cut_off(folder: Path):  # noqa: F811
         raw.socket.sendall(bytes.fromhex("008000000000") * 5000)
         assert raw.receive_close()[0] == 1009
         wait_for(lambda: errors(server) == {"too_large": 1})
+
+
+def test_what_is_sent_ahead_stays_in_the_socket(folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
+    step, goes_on, num_sent = Controller.step, Event(), 0
+
+    def stuck(self: Controller, given: Any) -> np.ndarray:
+        goes_on.wait(30)
+        return step(self, given)
+
+    monkeypatch.setattr(Controller, "step", stuck)
+    with running(folder) as (_, port), RawSocket(port) as raw:
+        raw.receive()
+        raw.socket.settimeout(1)
+        frame = REQUEST + bytes(60_000)
+        with suppress(TimeoutError):
+            raw.send(REQUEST)
+            while num_sent < 4000:
+                raw.send(frame)
+                num_sent += 1
+        goes_on.set()
+    assert 60_000 * num_sent < 100e6  # what the buffers of the system hold, and no more
 
 
 def test_an_error_of_ours_tells_the_client_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any):  # noqa: F811
