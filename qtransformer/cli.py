@@ -20,6 +20,7 @@ from qtransformer.console import print_json, print_verdicts
 from qtransformer.deploy.controller import ControllerError
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
+from qtransformer.serve_command import Serve
 from qtransformer_datasets.schema import DatasetError
 
 _DESCRIPTION = (
@@ -176,6 +177,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
     )
 

@@ -34,10 +34,10 @@ FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 ORDER = ["batch", "files", "page", "config", "console", "tokens", "token_report", "normalization", "encoders"]
 ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "baselines", "checkpoint"]
 ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
-ORDER += ["report_plots", "report", "compare_report", "deploy", "loading"]
+ORDER += ["report_plots", "report", "compare_report", "deploy", "serve", "loading"]
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
 ORDER += ["explain_plots", "explain_page", "training", "pictures", "recording", "demo_report", "demo"]
-ORDER += ["log_commands", "evaluate_command", "cli"]
+ORDER += ["log_commands", "evaluate_command", "serve_command", "cli"]
 COMMAND_LINE = {
     "training_log",
     "training",
@@ -317,7 +317,7 @@ def test_constraints_pin_every_direct_dependency():
     extras = PYPROJECT["project"]["optional-dependencies"]
     asked = [
         *PYPROJECT["project"]["dependencies"],
-        *(each for name in ("export", "video", "plot", "dev") for each in extras[name]),
+        *(each for name in ("export", "serve", "video", "plot", "dev") for each in extras[name]),
     ]
     names = {each.partition(">=")[0].partition("[")[0] for each in asked}
     assert names - {"qtransformer"} <= pinned
