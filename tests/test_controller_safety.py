@@ -181,10 +181,20 @@ def test_the_workspace_keeps_a_position_inside(folder: Path):
         ({"speed": {}}, "limits: speed speed {} must be names of"),
         ({"actions": {"max": [1, 1]}}, r"limits: actions actions {'max': \[1, 1\]} must be names of"),
         ({"observations": {"arm": {"max_age_s": 1.0}}}, "limits: observations arm"),
-        ({"actions": {"low": [0.0]}}, "low: must hold 2 numbers, got 1"),
+        ({"actions": 1}, "limits: actions actions 1 must be names of"),
+        ({"observations": {"state": 1}}, "limits: observations state 1 must be names of"),
+        ({"actions": {"low": [0.0]}}, r"low: must hold 2 numbers, got \[0.0\]"),
+        ({"actions": {"rate_limit": ["fast", 1]}}, "rate_limit: must hold 2 numbers"),
+        ({"actions": {"rate_limit": 3}}, "rate_limit: must hold 2 numbers, got 3"),
+        ({"actions": {"modes": ["delta"]}}, r"actions modes \(\['delta'\]\) must be"),
+        ({"actions": {"modes": ["delta", "up"]}}, r"actions modes \(\['delta', 'up'\]\) must be"),
+        ({"safety": {"max_gap_s": 0}}, "max_gap_s, max_age_s must be above 0 or null"),
+        ({"observations": {"goal": {"max_age_s": "1"}}}, "max_gap_s, max_age_s must be above 0 or null"),
+        ({"safety": {"faults_before_latching": None}}, "faults_before_latching at least 1"),
+        ({"safety": {"workspace": {"dx": 1}}}, "workspace 'dx': TypeError"),
         ({"actions": {"low": [2.0, 0.0]}}, "low must not lie above high"),
         ({"actions": {"high": None}}, "low must not lie above high, and neither be missing"),
-        ({"observations": {"state": {"hard_low": [1.0]}}}, "hard_low: must hold 2 numbers, got 1"),
+        ({"observations": {"state": {"hard_low": [1.0]}}}, r"hard_low: must hold 2 numbers, got \[1.0\]"),
         ({"safety": {"fallback": "dance"}}, r"fallback \(dance\) must be one of"),
         ({"safety": {"fallback": "hold"}}, "fallback 'hold' needs actions modes"),
         (
@@ -210,7 +220,7 @@ def test_a_rate_needs_to_know_the_period(tmp_path: Path):
         Controller(folder, limits={"actions": {"rate_limit": [1.0, 1.0]}})
 
 
-@pytest.mark.parametrize("sent", [[1.0], [np.nan, 0.0]])
+@pytest.mark.parametrize("sent", [[1.0], [np.nan, 0.0], "fast", [[1.0], 2.0]])
 def test_a_command_that_is_none(folder: Path, sent: Any):
     with pytest.raises(ControllerError, match="action must be 2 finite numbers"):
         Controller(folder).reset(sent=sent)
@@ -354,6 +364,7 @@ class Hostile:
         raise RuntimeError("the driver is gone")
 
 
+@pytest.mark.slow
 def test_10_000_fuzzed_observations(folder: Path):
     module, clock, rng = as_copied(folder), Clock(), np.random.default_rng(0)
     limits = {
@@ -384,6 +395,7 @@ def test_10_000_fuzzed_observations(folder: Path):
     assert answers["action"] > 5000
 
 
+@pytest.mark.slow
 def test_nothing_grows(folder: Path):
     controller, rng = as_copied(folder).Controller(folder), np.random.default_rng(1)
     controller.reset()

@@ -551,6 +551,7 @@ def test_names_of_the_graph_are_reserved(tmp_path: Path):
     [
         ({"actions": 1, "flat": 2}, r"card keys \['actions', 'flat'\] are written by the export itself"),
         ({"limits": {"actions": {"max": 1}}}, "limits: actions actions"),
+        ({"limits": {"safety": {"fallback": "dance"}}}, r"policy.json.safety.fallback: must be .*; correct the limits"),
         ({"loss": float("nan")}, "card must be plain JSON with finite numbers"),
         ({"step": torch.zeros(1)}, "card must be plain JSON with finite numbers"),
     ],

@@ -53,7 +53,7 @@ def policy_card(
         graphs: `inputs`, `outputs`, `flat`: how they are called.
 
     Raises:
-        CardError: `given` clashes with what is written here, or is no JSON with finite numbers.
+        CardError: `given` clashes with what is written here, is no JSON with finite numbers, or not as the schema says.
         ControllerError: the limits name what is not there.
     """
     rest = dict(given)
@@ -80,9 +80,13 @@ def policy_card(
         raise CardError(f"card keys {sorted(clash)} are written by the export itself; rename them")
     merged = controller.merge_limits(card, limits)
     try:
-        return json.loads(json.dumps({**merged, **rest}, allow_nan=False))
+        plain = json.loads(json.dumps({**merged, **rest}, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise CardError(f"card must be plain JSON with finite numbers ({error}); convert it") from error
+    violations = list(schema_violations(plain, schema()))
+    if violations:
+        raise CardError(f"{'; '.join(violations)}; correct the limits")
+    return plain
 
 
 def _observation(

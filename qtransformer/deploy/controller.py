@@ -276,6 +276,10 @@ class Controller:
     def _obey(self, card: dict[str, Any]) -> None:
         """Takes the limits of `card` and starts anew."""
         self._card, self._limiter, self._safety = card, _Limiter(card), card["safety"]
+        seconds = [self._safety["max_gap_s"], *(spec["max_age_s"] for spec in card["observations"])]
+        most = self._safety["faults_before_latching"]
+        if not all(each is None or _is_positive(each) for each in seconds) or not (_is_positive(most) and most >= 1):
+            raise ControllerError("max_gap_s, max_age_s must be above 0 or null, faults_before_latching at least 1")
         self._inputs = {each["name"]: each for each in card["inputs"]}
         self._specs = {spec["name"]: spec for spec in card["observations"]}
         self._texts = [name for name, spec in self._specs.items() if spec["kind"] == "text"]
@@ -393,18 +397,24 @@ class _Limiter:
         if not hz and np.isfinite(rate).any():
             raise ControllerError("rate_limit needs control_hz, which the log did not know; leave it out")
         self._most_change = rate / (hz or 1.0)
-        self._is_absolute = np.array([mode != "delta" for mode in actions["modes"] or [None] * size])
+        modes = actions["modes"] or [None] * size
+        if len(modes) != size or not {*modes} <= {"absolute", "delta", None}:
+            raise ControllerError(f"actions modes ({modes}) must be 'absolute', 'delta' or null, {size} of them")
+        self._is_absolute = np.array([mode != "delta" for mode in modes])
         if safety["fallback"] not in FALLBACKS:
             raise ControllerError(f"fallback ({safety['fallback']}) must be one of {FALLBACKS}; correct it")
-        if safety["fallback"] == "hold" and not {*(actions["modes"] or [None])} <= {"absolute", "delta"}:
+        if safety["fallback"] == "hold" and None in modes:
             raise ControllerError("fallback 'hold' needs actions modes: say 'absolute' or 'delta' for each dimension")
         self._box = [_side(name, side, card) for name, side in (safety["workspace"] or {}).items()]
 
     def checked(self, action: Any) -> np.ndarray:
         """Returns `action` as a float32 copy; raises where it is none."""
-        array = np.array(action, np.float32)
+        try:
+            array = np.array(action, np.float32)
+        except (TypeError, ValueError):
+            array = np.array(np.nan)
         if array.shape != self._low.shape or not np.isfinite(array).all():
-            raise ControllerError(f"action must be {self._low.size} finite numbers, got shape {array.shape}")
+            raise ControllerError(f"action must be {self._low.size} finite numbers, got {action}")
         return array
 
     def fallback(self, name: str, sent: np.ndarray | None) -> np.ndarray | None:
@@ -445,7 +455,7 @@ class _Side(NamedTuple):
         return min(max(value, (self.low - position) / self.scale), (self.high - position) / self.scale)
 
 
-def _side(name: str, side: Mapping[str, Any], card: Mapping[str, Any]) -> _Side:
+def _side(name: str, side: Any, card: Mapping[str, Any]) -> _Side:
     elements = {spec["name"]: list(spec["elements"]) for spec in card["observations"]}
     try:
         dimension = list(card["actions"]["elements"]).index(name)
@@ -454,7 +464,7 @@ def _side(name: str, side: Mapping[str, Any], card: Mapping[str, Any]) -> _Side:
         if found.low <= found.high and found.scale > 0:
             return found
         raise ValueError("low must be at most high, scale positive")
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise ControllerError(
             f"workspace {name!r}: {error!r}; give observation, element, low, high, scale by names of the card"
         ) from error
@@ -480,7 +490,8 @@ def merge_limits(card: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str
         names = LIMITS.get(part)
         places, changes = (specs, entries) if part == "observations" else (merged, {part: entries})
         for place, change in changes.items():
-            if names is None or place not in places or not set(change) <= set(names):
+            is_known = names is not None and place in places and isinstance(change, Mapping) and {*change} <= {*names}
+            if not is_known:
                 raise ControllerError(f"limits: {part} {place} {change} must be names of {LIMITS}; correct it")
             places[place].update(change)
     return merged
@@ -489,10 +500,11 @@ def merge_limits(card: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str
 def _numbers(values: Any, shape: Sequence[int], missing: float, name: str) -> np.ndarray:
     """Returns float32 numbers of a list that may be missing, in whole or in part."""
     size = math.prod(shape)
-    listed = [None] * size if values is None else list(values)
-    if len(listed) != size:
-        raise ControllerError(f"{name}: must hold {size} numbers, got {len(listed)}; correct the limits")
-    return np.array([missing if value is None else value for value in listed], np.float32).reshape(shape)
+    try:
+        listed = [missing if value is None else value for value in ([None] * size if values is None else values)]
+        return np.array(listed, np.float32).reshape(shape)
+    except (TypeError, ValueError) as error:
+        raise ControllerError(f"{name}: must hold {size} numbers, got {values}; correct the limits") from error
 
 
 def _ranges(spec: Mapping[str, Any]) -> tuple[_Range, _Range]:
@@ -503,6 +515,10 @@ def _ranges(spec: Mapping[str, Any]) -> tuple[_Range, _Range]:
         ),
         _Range(_numbers(spec["training_low"], shape, low, "low"), _numbers(spec["training_high"], shape, high, "high")),
     )
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def _or_infinity(value: float | None) -> float:
