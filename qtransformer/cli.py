@@ -18,6 +18,7 @@ import tyro
 from qtransformer.config import PRESETS, RunError, TrainConfig
 from qtransformer.console import print_json, print_verdicts
 from qtransformer.deploy.controller import ControllerError
+from qtransformer.deploy_commands import Export, Run, Verify
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
 from qtransformer.serve_command import Serve
@@ -109,29 +110,6 @@ class Explain:
 
 
 @dataclass(frozen=True)
-class Export:
-    """Export a trained run to a bundle that a robot controller runs without torch."""
-
-    run_folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run")]
-    """The --out folder of `train`."""
-    out: Path
-    """Folder to make."""
-
-    def run(self) -> None:
-        """Exports, checks parity, and prints the report."""
-        from qtransformer.deploy.export import export_bundle
-        from qtransformer.loading import load_run
-        from qtransformer.training_log import warn_if_log_changed
-
-        loaded = load_run(self.run_folder)
-        warn_if_log_changed(loaded.info)
-        report = export_bundle(
-            loaded.policy, spec=loaded.spec, samples=loaded.samples(), card=loaded.card(), out=self.out
-        )
-        print_json(report)
-
-
-@dataclass(frozen=True)
 class Demo:
     """The whole path on a small log: collect, train, evaluate, compare with cloning, export, report."""
 
@@ -177,6 +155,8 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[Verify, tyro.conf.subcommand("verify")]
+        | Annotated[Run, tyro.conf.subcommand("run")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
     )

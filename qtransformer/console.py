@@ -45,6 +45,14 @@ def print_json(data: Any) -> None:
     print(json.dumps(data, indent=1))
 
 
+def print_facts(title: str, facts: Mapping[str, str]) -> None:
+    """Prints names and what there is to say of them."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, fact in facts.items():
+        table.add_row(name, Text(fact))
+    Console().print(table)
+
+
 def print_summary(summary: Mapping[str, Any]) -> None:
     """Prints what `Evaluation.summary` returned."""
     latency = summary["latency_ms"]

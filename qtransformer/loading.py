@@ -52,10 +52,13 @@ class LoadedRun:
 
     def card(self) -> dict[str, Any]:
         """Returns what a bundle says of its origin."""
+        from qtransformer.deploy.card import training_command
+
         kept = ("step", "config", "statistics", "return_scale", "instructions", "dataset", "versions", "git_revision")
         statistics = {each.name: self.info["statistics"][each.name] for each in self.spec.observations}
         ranges = {key: {"low": each["min"], "high": each["max"]} for key, each in statistics.items() if "min" in each}
-        return {"observation_ranges": ranges, **{key: self.info[key] for key in kept}}
+        command = training_command(TrainConfig.from_json(self.info["config"]))
+        return {"observation_ranges": ranges, "training_command": command, **{key: self.info[key] for key in kept}}
 
 
 @dataclass(frozen=True)

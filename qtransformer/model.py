@@ -132,9 +132,14 @@ class QTransformer(nn.Module):
         `observations` hold `window` frames, oldest first, of which the first `num_frames` are real. The rest is padding
         that no token looks at: the newest observation is frame `num_frames - 1`.
         """
-        features = self.features(observations)
-        newest = features[torch.arange(len(num_frames), device=num_frames.device), num_frames - 1]
-        return self.greedy_from(newest, choose)
+        return self.greedy_from(self.newest(self.encoder(observations), num_frames), choose)
+
+    def newest(
+        self, tokens: Float[Tensor, "batch window slots width"], num_frames: Int[Tensor, " batch"]
+    ) -> Float[Tensor, "batch slots width"]:
+        """Returns the trunk's features of frame `num_frames - 1` from what the encoder made of the window."""
+        features = self._trunk_features(tokens)
+        return features[torch.arange(len(num_frames), device=num_frames.device), num_frames - 1]
 
     def greedy_from(self, features: Float[Tensor, "batch slots width"], choose: Chooser) -> GreedyAction:
         """Decodes the action of the step that `features` are of."""
@@ -154,9 +159,13 @@ class QTransformer(nn.Module):
 
     def features(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time slots width"]:
         """Returns what the trunk makes of the observation tokens of each step and those before it."""
-        x = self.encoder(observations)
-        B, T, M, W = x.shape
-        x = (x + self.step_embedding[:T] + self.observation_embedding).view(B, T * M, W)
+        return self._trunk_features(self.encoder(observations))
+
+    def _trunk_features(
+        self, tokens: Float[Tensor, "batch time slots width"]
+    ) -> Float[Tensor, "batch time slots width"]:
+        B, T, M, W = tokens.shape
+        x = (tokens + self.step_embedding[:T] + self.observation_embedding).view(B, T * M, W)
         with self._products(x):
             for block in self.trunk:
                 x, _ = block(x, self.trunk_mask[: T * M, : T * M])

@@ -62,7 +62,14 @@ class GreedyPolicy(nn.Module):
 
     def forward(self, observations: Mapping[str, Tensor], num_frames: Int[Tensor, " batch"]) -> PolicyOutputs:
         """Decides on `observations`, each (batch, window, *shape), oldest first, the first `num_frames` real."""
-        tokens, outputs = self.model.greedy(observations, num_frames, self.choose)
+        return self.decide(self.model.encoder(observations), num_frames, *observations.values())
+
+    def decide(
+        self, observation_tokens: Float[Tensor, "batch window slots width"], num_frames: Tensor, *inputs: Tensor
+    ) -> PolicyOutputs:
+        """Decides on what the encoder made of a window; `ok` looks at `inputs`, too, which stand behind it."""
+        features = self.model.newest(observation_tokens, num_frames)
+        tokens, outputs = self.model.greedy_from(features, self.choose)
         q_values = outputs.q_values
         q_max = values_at(q_values, tokens)
         return PolicyOutputs(
@@ -70,7 +77,7 @@ class GreedyPolicy(nn.Module):
             tokens=tokens,
             q_max=q_max,
             q_gap=q_max - q_values.mean(dim=-1),
-            ok=_are_finite(outputs.q_logits, outputs.density_logits, *observations.values()),
+            ok=_are_finite(outputs.q_logits, outputs.density_logits, *inputs),
         )
 
     def choose(self, outputs: TokenOutputs) -> Int[Tensor, "*batch"]:

@@ -37,7 +37,7 @@ ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "compar
 ORDER += ["report_plots", "report", "compare_report", "deploy", "serve", "loading"]
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
 ORDER += ["explain_plots", "explain_page", "training", "pictures", "recording", "demo_report", "demo"]
-ORDER += ["log_commands", "evaluate_command", "serve_command", "cli"]
+ORDER += ["log_commands", "evaluate_command", "deploy_commands", "serve_command", "cli"]
 COMMAND_LINE = {
     "training_log",
     "training",
@@ -67,11 +67,12 @@ FORBIDDEN = {
 }
 SHARED = ("batch", "files", "page")  # what datasets may import of qtransformer
 STDLIB_ONLY = {"qtransformer.files", "qtransformer.page"}  # beside our own that stand before them
-CONTROLLER = "qtransformer.deploy.controller"
+TRAVELLING = {"qtransformer.deploy.controller", "qtransformer.deploy.self_test"}
 CONTROLLER_MAY_IMPORT = sys.stdlib_module_names | {"numpy", "onnxruntime"}
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 350
+LONGER_FILES = {"qtransformer/deploy/controller.py": 630}  # one file, so that it is copied to a robot as it is
 
 
 # --- the checking functions -------------------------------------------------------------------------------------------
@@ -102,7 +103,7 @@ def import_violation(module: str, imported: str) -> str | None:
     """Returns why `module` must not import `imported`, or None where it may."""
     package, here = module.split(".")[:2]
     top, *rest = imported.split(".")
-    if module == CONTROLLER:
+    if module in TRAVELLING:
         return None if top in CONTROLLER_MAY_IMPORT else "is copied into the bundle: stdlib, numpy, onnxruntime only"
     if here not in FORBIDDEN[package].get(top, {here}):
         return f"{package} never imports {top}"
@@ -137,7 +138,8 @@ def import_violations(path: str, source: str) -> list[str]:
 def size_violations(path: str, source: str) -> list[str]:
     """Returns one line for the file and for each function in it that is too long, docstrings counted."""
     num_lines = len(source.splitlines())
-    found = [f"{path}: {num_lines} lines, at most {MAX_FILE_LINES}"] if num_lines > MAX_FILE_LINES else []
+    most = LONGER_FILES.get(path, MAX_FILE_LINES)
+    found = [f"{path}: {num_lines} lines, at most {most}"] if num_lines > most else []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             length = (node.end_lineno or node.lineno) - node.lineno + 1
@@ -217,6 +219,7 @@ def test_imports_follow_the_architecture():
         ("qtransformer/deploy/controller.py", "from qtransformer.batch import ActionSpec", "copied into the bundle"),
         ("qtransformer/deploy/controller.py", "from .export import Card", "copied into the bundle"),
         ("qtransformer/deploy/controller.py", "def f():\n    import torch", "copied into the bundle"),
+        ("qtransformer/deploy/self_test.py", "from .controller import Controller", "copied into the bundle"),
         ("envs/qtransformer_envs/push.py", "import torch", "qtransformer_envs never imports torch"),
         ("envs/qtransformer_envs/push.py", "import h5py", "qtransformer_envs never imports h5py"),
         ("envs/qtransformer_envs/push.py", "from qtransformer.batch import Batch", "never imports qtransformer"),
@@ -342,7 +345,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel_names: set[str]):
     assert any(name.endswith("/licenses/LICENSE") for name in wheel_names)
 
 
-@pytest.mark.parametrize("pattern", ["*.py", "*.xml"])
+@pytest.mark.parametrize("pattern", ["*.py", "*.xml", "*.json", "*.md"])
 def test_wheel_holds_every_source_file(wheel_names: set[str], pattern: str):
     files = {file.relative_to(ROOT).as_posix() for file in package_files(pattern)}
     assert files

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from qtransformer.cli import main
-from qtransformer.deploy.controller import ControllerError
+from qtransformer.deploy.card import schema, schema_violations
+from qtransformer.deploy.controller import Controller, ControllerError
 from qtransformer.loading import load_run, open_policy
 
 COLLECT = ["--env-id", "test/Told-v0", "--imports", "told_fixtures", "--num-workers", "1", "--episodes", "400"]
@@ -82,5 +83,15 @@ def test_a_bundle_is_told_in_words(run, tmp_path, capsys):
     card = json.loads((bundle / "policy.json").read_text())
     (told,) = (each for each in card["observations"] if each["name"] == "instruction")
     assert (told["kind"], told["dtype"], told["shape"]) == ("text", "str", [])
-    assert {each["name"]: each["shape"] for each in card["inputs"]}["instruction"] == [1, 2, 128]
+    assert {each["name"]: each["shape"] for each in card["inputs"]}["instruction"] == [1, 128]
     assert "touch the red one" in card["instructions"]
+    controller = Controller(bundle)
+    assert controller.self_test()["passed"]
+    controller.reset("touch the red one")
+    action = controller.step(STATE)
+    controller.reset()
+    told = controller.step({**STATE, "instruction": "touch the red one"})
+    assert action is not None
+    assert told is not None
+    assert action.tolist() == told.tolist()
+    assert list(schema_violations(card, schema())) == []

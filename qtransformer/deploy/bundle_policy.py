@@ -12,10 +12,15 @@ from qtransformer.deploy.controller import Controller, ControllerError
 
 
 class BundlePolicy:
-    """A bundle that plays several episodes side by side (what `qtransformer.evaluation` calls a policy)."""
+    """A bundle that plays several episodes side by side (what `qtransformer.evaluation` calls a policy).
+
+    It plays the network as it was trained: there are no actuators to protect, and simulated time has no deadlines, so
+    that hard ranges, rates, the workspace and the watchdog are off. An observation that is unusable raises.
+    """
 
     def __init__(self, folder: str | Path) -> None:
-        self._controller = Controller(folder)
+        controller = Controller(folder, raises=True)
+        self._controller = controller.fork(limits=_no_limits(controller.card))
         self._running: dict[int, Controller] = {}
 
     @property
@@ -30,7 +35,8 @@ class BundlePolicy:
     def act(self, slots: Sequence[int], observations: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """Returns one action a slot, (len(slots), action_dim)."""
         pairs = zip(slots, observations, strict=True)
-        return np.stack([self._running[slot].step(observation) for slot, observation in pairs])
+        actions = [self._running[slot].step(observation) for slot, observation in pairs]
+        return np.stack([action for action in actions if action is not None])
 
     def q_value(self, slot: int) -> float:
         """Returns Q in (0, 1) of the last action of `slot`: that of its last token, which knows all the others."""
@@ -38,3 +44,12 @@ class BundlePolicy:
         if outputs is None:
             raise ControllerError(f"q_value({slot}) must follow act(), got no act() yet; let the policy act first")
         return float(outputs.q_max[-1])
+
+
+def _no_limits(card: Mapping[str, Any]) -> dict[str, Any]:
+    tokenizer = card["tokenizer"]
+    return {
+        "observations": {spec["name"]: {"hard_low": None, "hard_high": None} for spec in card["observations"]},
+        "actions": {"low": tokenizer["low"], "high": tokenizer["high"], "rate_limit": None},
+        "safety": {"max_gap_s": None, "workspace": {}},
+    }

@@ -1,7 +1,7 @@
 """A greedy policy as a folder that a robot controller loads without torch: the bundle.
 
-Special about this file: nothing is believed. The graph is run by the very `controller.py` that travels in the bundle,
-on logged observations, and where it disagrees with the network the export is refused. It must not know how a policy
+Special about this file: nothing is believed. The graphs are run by the very `controller.py` that travels in the bundle,
+on logged observations, and where they disagree with the network the export is refused. It must not know how a policy
 was trained.
 """
 
@@ -10,97 +10,75 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import logging
 import platform
 import shutil
-import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from qtransformer.batch import DatasetSpec, ObservationSpec
-from qtransformer.config import RunError
+from qtransformer.batch import DatasetSpec
 from qtransformer.deploy import controller
-from qtransformer.model import TokenOutputs
-from qtransformer.policy import GreedyPolicy, PolicyOutputs
+from qtransformer.deploy.card import SCHEMA, policy_card
+from qtransformer.deploy.golden import Samples, golden_steps
+from qtransformer.deploy.graphs import FlatGraph, StepGraph, StepOutputs
+from qtransformer.deploy.onnx_model import ExportError, Signature, onnx_model
+from qtransformer.policy import GreedyPolicy
 
-OPSET, IR_VERSION = 18, 8  # the newest that onnxruntime 1.15 reads, too
-_FOLD_LIMIT = 2**26  # elements of a weight whose transposition is done here, once, instead of in every step
-_FORBIDDEN_OPERATORS = ("Dropout", "Random", "Bernoulli", "Multinomial")
-_README = """\
-# A policy for a robot controller
+__all__ = ["ExportError", "Samples", "export_bundle"]
 
-Needs numpy and onnxruntime. Run `python controller.py --self-test` on the robot's machine first: it replays recorded
-steps and prints `"passed": true` with the latency. Then, once every 1 / `control_hz` seconds:
-
-    from controller import Controller, ControllerError
-
-    controller = Controller("this/folder")
-    controller.reset()  # at the start of every episode
-    while True:
-        observation = read_sensors()  # {name: array} as `observations` in policy.json lists them
-        try:
-            send(controller.step(observation))  # units and limits: `actions` in policy.json
-        except ControllerError as error:  # wrong key or shape, NaN, ...; the history is as if it never came
-            hold_the_robot(error)
-
-- `controller.py`: history, checks and limits around the graph. In another language, treat outputs without `ok` as none.
-- `policy.onnx` (opset 18): raw observations and `num_frames` in; `actions`, `ok`, `tokens`, `q_max`, `q_gap` out.
-- `policy.json`: names, shapes, units, limits, rate, history, origin; hashes of `policy.onnx` and `golden.npz`.
-- `golden.npz`: recorded inputs and the network's outputs; `parity.json`: the self-test's report at export.
-"""
-_ROUNDING = 1e-5  # relative and absolute: how far two correct runs of the network may lie apart in a logit
-
-
-class ExportError(RunError):
-    """The bundle was not written; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Logged observation windows: n of them, oldest frame first, the first `num_frames` real."""
-
-    observations: Mapping[str, np.ndarray]
-    """Each (n, window, *shape)."""
-    num_frames: np.ndarray
-    """(n,) int64, in 1..window."""
+_HERE = Path(__file__).parent
+_STATE = ("history_in", "num_frames_in")
+_FLAT_INPUT = "observations"
+_FLAT_LAYOUT = (
+    "float32; each key of `parts` from its offset on: history_length frames of `size` numbers in C order, the newest "
+    "last, before the first of an episode anything finite; then, as the last number, how many frames are real. A "
+    "reader that cannot count fills the window with copies of the first frame and says history_length. NaN comes out "
+    "where the policy is not ok."
+)
 
 
 def export_bundle(
-    policy: GreedyPolicy, *, spec: DatasetSpec, samples: Samples, card: Mapping[str, Any], out: Path
+    policy: GreedyPolicy,
+    *,
+    spec: DatasetSpec,
+    samples: Samples,
+    card: Mapping[str, Any],
+    out: Path,
+    budget_ms: float | None = None,
 ) -> dict[str, Any]:
     """Writes the bundle folder `out` and returns what its parity.json holds.
 
     Args:
         policy: on any device, in any mode; it is copied.
         spec: of the dataset that it was trained on.
-        samples: windows of that dataset, for the recorded steps and the comparison; 256 are a good number.
-        card: what else policy.json shall say (versions, git revision, dataset fingerprint, training step, ...).
-            `card["observation_ranges"]`, {key: {"low": [...], "high": [...]}}, goes to the observations.
+        samples: windows of that dataset, for the recorded steps and the comparison; 512 are a good number.
+        card: what else policy.json shall say; see `card.policy_card`.
         out: must not exist, or be an empty folder.
+        budget_ms: most that 99 of 100 steps may take here.
 
     Raises:
         ExportError: `out` is in the way, an argument does not fit the policy, a package is missing, the disk is full,
-            or the graph disagrees with the network. Nothing is left behind.
+            a graph disagrees with the network, or is too slow for the budget. Nothing is left behind.
+        CardError, ControllerError: the card or its limits do not fit.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"out ({out}) must not exist or be an empty folder; choose another name or remove it")
-    inputs = _checked_inputs(policy, spec, samples)
+    samples = _checked_samples(policy, spec, samples)
     policy = copy.deepcopy(policy).cpu().eval()
-    golden = _golden(policy, inputs)
-    document = _document(policy, spec, card, golden)
-    model = _onnx_model(policy, inputs, document)
+    golden = golden_steps(policy, samples)
+    frame = {each.name: golden[f"inputs.{each.name}"][:1] for each in spec.observations}
+    step, flat = _graphs(policy, frame)
+    document = policy_card(policy, spec, card, {**_ends(*step), "flat": _flat_ends(flat[0])})
+    models = {"policy.onnx": onnx_model(*step, document), "policy_flat.onnx": onnx_model(*flat, document)}
     beside = out.with_name(out.name + ".writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        report = _write(beside, model, golden, document)
+        report = _write(beside, models, golden, document, budget_ms)
         if out.exists():
             out.rmdir()
         beside.rename(out)
@@ -111,35 +89,55 @@ def export_bundle(
     return report
 
 
-def _write(folder: Path, model: Any, golden: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> dict[str, Any]:
-    (folder / "policy.onnx").write_bytes(model.SerializeToString(deterministic=True))
+def _write(
+    folder: Path,
+    models: Mapping[str, Any],
+    golden: Mapping[str, np.ndarray],
+    card: Mapping[str, Any],
+    budget_ms: float | None,
+) -> dict[str, Any]:
+    for name, model in models.items():
+        (folder / name).write_bytes(model.SerializeToString(deterministic=True))
     np.savez_compressed(folder / "golden.npz", allow_pickle=False, **golden)
-    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("policy.onnx", "golden.npz")}
-    (folder / "policy.json").write_text(json.dumps({**document, "sha256": hashes}, indent=1), encoding="utf-8")
-    shutil.copyfile(controller.__file__, folder / "controller.py")
-    (folder / "README.md").write_text(_README, encoding="utf-8")
+    (folder / "policy.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+    for name in ("controller.py", "self_test.py", SCHEMA.name):
+        shutil.copyfile(_HERE / name, folder / name)
+    shutil.copyfile(_HERE / "bundle_readme.md", folder / "README.md")
+    _write_sums(folder)
     report = _parity(folder)
-    report["graph"] = {"nodes": len(model.graph.node), "bytes": (folder / "policy.onnx").stat().st_size}
+    report["graphs"] = {
+        name: {"nodes": len(model.graph.node), "bytes": (folder / name).stat().st_size}
+        for name, model in models.items()
+    }
+    report["timing"] = _timing(report["latency_ms"]["p99"], card["control_hz"], budget_ms)
     (folder / "parity.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+    _write_sums(folder)
     return report
 
 
-def _checked_inputs(policy: GreedyPolicy, spec: DatasetSpec, samples: Samples) -> dict[str, np.ndarray]:
-    """Returns the graph's inputs for all samples, by name, in order."""
+def _write_sums(folder: Path) -> None:
+    """Writes what `sha256sum --check SHA256SUMS` reads."""
+    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
+
+
+def _checked_samples(policy: GreedyPolicy, spec: DatasetSpec, samples: Samples) -> Samples:
+    """Returns the samples as the graphs take them, keys in the order of the dataset."""
     window, names = policy.model.window, [each.name for each in spec.observations]
     for what, found in (("samples", samples.observations), ("policy", policy.model.encoder.keys)):
         if set(found) != set(names):
             raise ExportError(
                 f"{what}: observation keys {sorted(found)} must be {sorted(names)}; use the policy's dataset"
             )
-    reserved = {"num_frames", *PolicyOutputs._fields} & set(names)
+    reserved = {*_STATE, *StepOutputs._fields} & set(names)
     if reserved:
         raise ExportError(f"observation keys {sorted(reserved)} are names of the graph; rename them in the dataset")
     num_samples, shapes = len(samples.num_frames), policy.model.encoder.shapes
     is_in_range = (samples.num_frames >= 1) & (samples.num_frames <= window)
     if not (num_samples and is_in_range.all()):
         raise ExportError(f"num_frames must be at least one number in 1..{window}, got {samples.num_frames}")
-    inputs = {}
+    observations = {}
     for each in spec.observations:
         array, expected = samples.observations[each.name], (num_samples, window, *shapes[each.name])
         if array.shape != expected:
@@ -147,129 +145,44 @@ def _checked_inputs(policy: GreedyPolicy, spec: DatasetSpec, samples: Samples) -
                 f"samples {each.name!r}: shape {array.shape} must be {expected}; cut them with this window"
             )
         is_float = each.kind == "text" or np.dtype(each.dtype).kind == "f"
-        inputs[each.name] = array.astype(np.float32 if is_float else each.dtype)
-    return {**inputs, "num_frames": samples.num_frames.astype(np.int64)}
+        observations[each.name] = array.astype(np.float32 if is_float else each.dtype)
+    return Samples(observations, samples.num_frames.astype(np.int64))
 
 
-def _document(
-    policy: GreedyPolicy, spec: DatasetSpec, card: Mapping[str, Any], golden: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Returns policy.json without the hashes."""
-    rest = dict(card)
-    ranges = rest.pop("observation_ranges", {})
-    document = {
-        "schema_version": controller.SCHEMA_VERSION,
-        "observations": [
-            {**asdict(each), "dtype": _dtype(each, golden), **ranges.get(each.name, {})} for each in spec.observations
-        ],
-        "actions": {**asdict(spec.actions), "bins": policy.tokenizer.num_bins, "levels": policy.tokenizer.num_levels},
-        "control_hz": spec.control_hz,
-        "history_length": policy.model.window,
-        "history_order": "oldest first: num_frames observations, then copies of the newest up to history_length",
-        "environment": {
-            "id": spec.environment_id,
-            "kwargs": dict(spec.environment_kwargs),
-            "ignored_observations": list(spec.ignored_observations),
-        },
-        **{
-            kind: [
-                {"name": name.partition(".")[2], "dtype": str(array.dtype), "shape": [1, *array.shape[1:]]}
-                for name, array in golden.items()
-                if name.startswith(kind)
-            ]
-            for kind in ("inputs", "outputs")
-        },
-    }
-    clash = set(rest) & {*document, "sha256"}
-    if clash:
-        raise ExportError(f"card keys {sorted(clash)} are written by the export itself; rename them")
-    try:
-        return json.loads(json.dumps({**document, **rest}, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise ExportError(f"card must be plain JSON with finite numbers ({error}); convert it") from error
-
-
-def _dtype(spec: ObservationSpec, golden: Mapping[str, np.ndarray]) -> str:
-    """Returns what the controller is given: text, or numbers of the graph's type."""
-    return spec.dtype if spec.kind == "text" else str(golden[f"inputs.{spec.name}"].dtype)
-
-
-def _onnx_model(policy: GreedyPolicy, inputs: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> Any:
-    """Returns the graph as an onnx.ModelProto: batch 1, static shapes, weights inside, no traces of this machine."""
-    try:
-        import onnx
-        import onnxruntime  # noqa: F401  needed later; better known now
-        import onnxscript
-    except ImportError as error:
-        raise ExportError(f"package {error.name} is missing; pip install 'qtransformer[export]'") from error
-    example = {name: torch.from_numpy(array[:1].copy()) for name, array in inputs.items()}
-    num_frames = example.pop("num_frames")
-    # It remarks on packages that are not installed and not needed, and on its own deprecations.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings(action="ignore"), torch.no_grad():
-        program = torch.onnx.export(
-            policy,
-            args=(),  # a lone dict here would be taken for keyword arguments
-            kwargs={"observations": example, "num_frames": num_frames},
-            input_names=list(inputs),
-            output_names=PolicyOutputs._fields,
-            opset_version=OPSET,
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-        assert program is not None
-        optimize = onnxscript.optimizer.optimize_ir
-        optimize(program.model, input_size_limit=_FOLD_LIMIT, output_size_limit=_FOLD_LIMIT)
-    model = program.model_proto
-    for each in (model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
-        del each.metadata_props[:]  # names of source files and folders
-        each.ClearField("doc_string")
-    del model.graph.value_info[:]
-    model.ir_version = IR_VERSION
-    onnx.helper.set_model_props(model, {"policy_card": json.dumps(document, allow_nan=False)})
-    onnx.checker.check_model(model, full_check=True)
-    _assert_is_plain(model, document)
-    return model
-
-
-def _assert_is_plain(model: Any, document: Mapping[str, Any]) -> None:
-    graph = model.graph
-    for found, described in ((graph.input, document["inputs"]), (graph.output, document["outputs"])):
-        shapes = [(each.name, [size.dim_value for size in each.type.tensor_type.shape.dim]) for each in found]
-        assert shapes == [(each["name"], each["shape"]) for each in described], shapes
-    assert not any(node.op_type.startswith(_FORBIDDEN_OPERATORS) for node in graph.node), "exported in training mode"
-    assert not any(tensor.external_data for tensor in graph.initializer)
-    assert [each.version for each in model.opset_import if each.domain == ""] == [OPSET]
+def _graphs(
+    policy: GreedyPolicy, frame: Mapping[str, np.ndarray]
+) -> tuple[tuple[StepGraph, Signature], tuple[FlatGraph, Signature]]:
+    """Returns both modules, each with how it is called on one frame after a reset."""
+    observation = {name: torch.from_numpy(array.copy()) for name, array in frame.items()}
+    step, flat = StepGraph(policy), FlatGraph(policy, {name: array.dtype for name, array in observation.items()})
+    state = {"history_in": step.initial_history(), "num_frames_in": torch.zeros(1, dtype=torch.int64)}
+    called = Signature({"observation": observation, **state}, [*observation, *_STATE], StepOutputs._fields)
+    row = torch.zeros(1, flat.size)
+    return (step, called), (flat, Signature({"row": row}, [_FLAT_INPUT], ["actions"]))
 
 
 @torch.no_grad()
-def _golden(policy: GreedyPolicy, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns the arrays of golden.npz: inputs, the network's outputs, and the bins that rounding could choose."""
-    observations = {name: torch.from_numpy(array) for name, array in inputs.items()}
-    num_frames = observations.pop("num_frames")
-    outputs: PolicyOutputs = policy(observations, num_frames)
-    tokens, logits = policy.model.greedy(observations, num_frames, policy.choose)
-    assert tokens.equal(outputs.tokens)
+def _ends(step: StepGraph, called: Signature) -> dict[str, list[dict[str, Any]]]:
+    """Returns name, numpy dtype and shape of what goes in and comes out."""
+    observation, *state = called.arguments.values()
+    found = step(**called.arguments)
     return {
-        **{f"inputs.{name}": array for name, array in inputs.items()},
-        **{f"outputs.{name}": array.numpy() for name, array in outputs._asdict().items()},
-        "is_tied": _tied_bins(policy, tokens, logits).numpy(),
+        "inputs": _described(called.inputs, [*observation.values(), *state]),
+        "outputs": _described(called.outputs, found),
     }
 
 
-def _tied_bins(policy: GreedyPolicy, tokens: Tensor, outputs: TokenOutputs) -> Tensor:
-    """Returns which bins (n, tokens, bins) the policy chooses once their logits rise, and the chosen one's fall, a bit.
+def _described(names: Sequence[str], tensors: Sequence[Tensor]) -> list[dict[str, Any]]:
+    arrays = [tensor.numpy() for tensor in tensors]
+    return [
+        {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
+        for name, array in zip(names, arrays, strict=True)
+    ]
 
-    This asks the policy itself, so that it holds for any rule by which it weighs values and support.
-    """
-    num_bins = outputs.q_logits.shape[-1]
-    chosen = F.one_hot(tokens, num_bins).float()
-    is_tied = []
-    for each in torch.eye(num_bins):
-        nudged = (logits + (each - chosen) * _ROUNDING * (1 + logits.abs()) for logits in outputs)
-        is_tied.append(policy.choose(TokenOutputs(*nudged)) == each.argmax())
-    return torch.stack(is_tied, dim=-1)
+
+def _flat_ends(flat: FlatGraph) -> dict[str, Any]:
+    parts = [part._asdict() for part in flat.parts]
+    return {"input": _FLAT_INPUT, "output": "actions", "size": flat.size, "parts": parts, "layout": _FLAT_LAYOUT}
 
 
 def _parity(folder: Path) -> dict[str, Any]:
@@ -280,8 +193,23 @@ def _parity(folder: Path) -> dict[str, Any]:
     if not report["passed"]:
         raise ExportError(
             f"onnxruntime {onnxruntime.__version__} and the network disagree in {report['num_failures']} place(s) "
-            f"of {report['samples']} samples: {'; '.join(report['failures'])}; nothing was written: "
+            f"of {report['steps']} logged observations: {'; '.join(report['failures'])}; nothing was written: "
             "look for NaN in the checkpoint, or try the versions of constraints.txt"
         )
     report["measured_on"] = {"machine": platform.machine(), "onnxruntime": onnxruntime.__version__}
     return report
+
+
+def _timing(p99_ms: float, control_hz: float | None, budget_ms: float | None) -> dict[str, Any]:
+    """Returns how the slowest of 100 steps compares with the control period; raises where it is beyond the budget."""
+    if budget_ms is not None and p99_ms > budget_ms:
+        raise ExportError(
+            f"--budget-ms {budget_ms:g}: a step takes {p99_ms:.2f} ms here (99 of 100), nothing was written; "
+            "train a smaller network, or raise the budget"
+        )
+    period_ms = None if control_hz is None else 1000 / control_hz
+    return {
+        "control_period_ms": period_ms,
+        "budget_ms": budget_ms,
+        "fits_the_period": None if period_ms is None else p99_ms <= period_ms,
+    }

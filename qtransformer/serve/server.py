@@ -75,7 +75,7 @@ class PolicyServer:
         self.metrics = Metrics()
         self._limits = limits or Limits()
         self._token, self._tls = token, tls
-        self._controller = Controller(folder)
+        self._controller = Controller(folder, raises=True)
         card = self._controller.card
         self._max_bytes = self._limits.max_request_bytes or room_for(card)
         self._greeting = pack(describe(card, self._max_bytes))

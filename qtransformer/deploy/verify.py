@@ -1,0 +1,62 @@
+"""Whether a bundle is what it was at its export: checksums, schema, the card in the graphs, the recorded steps.
+
+It must not load torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qtransformer.config import RunError
+from qtransformer.deploy.card import SCHEMA, schema, schema_violations
+from qtransformer.deploy.controller import Controller, ControllerError, make_session, read_sums
+
+GRAPHS = ("policy.onnx", "policy_flat.onnx")
+
+
+def verify_bundle(folder: Path) -> dict[str, Any]:
+    """Returns `passed`, the number of `files` that were checked, all `failures`, and the `self_test`'s report.
+
+    Raises:
+        RunError: there is no such folder.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder}: must be the folder of a bundle, got no folder; check the path")
+    failures, self_test, sums = list[str](), None, dict[str, str]()
+    try:
+        sums = read_sums(folder)
+        failures += _file_failures(folder, sums)
+        if not failures:
+            card = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
+            failures += [*schema_violations(card, schema()), *_graph_failures(folder, card)]
+        if not failures:
+            self_test = Controller(folder).self_test()
+            failures += self_test["failures"]
+    except (ControllerError, ValueError) as error:
+        failures.append(str(error))
+    return {"passed": not failures, "files": len(sums), "failures": failures, "self_test": self_test}
+
+
+def _file_failures(folder: Path, sums: Mapping[str, str]) -> Iterator[str]:
+    for name in ("policy.json", "golden.npz", "controller.py", SCHEMA.name, *GRAPHS):
+        if name not in sums:
+            yield f"SHA256SUMS: must list {name}"
+    for name, digest in sums.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name}: is missing"
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            yield f"{name}: is not what SHA256SUMS says; it was changed or damaged"
+    if (folder / SCHEMA.name).is_file() and json.loads((folder / SCHEMA.name).read_text("utf-8")) != schema():
+        yield f"{SCHEMA.name}: is not that of this qtransformer; verify with the version that exported it"
+
+
+def _graph_failures(folder: Path, card: Mapping[str, Any]) -> Iterator[str]:
+    for name in GRAPHS:
+        metadata = make_session((folder / name).read_bytes()).get_modelmeta().custom_metadata_map
+        if json.loads(metadata.get("policy_card", "null")) != card:
+            yield f"{name}: the card in its metadata is not policy.json"
