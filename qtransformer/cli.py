@@ -20,6 +20,7 @@ from qtransformer.console import print_json, print_verdicts
 from qtransformer.deploy.controller import ControllerError
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
+from qtransformer.signals import Stopped
 from qtransformer_datasets.schema import DatasetError
 
 _DESCRIPTION = (
@@ -147,7 +148,7 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after a user's mistake and 130 after Ctrl-C."""
+    """Runs one command; returns 0, 2 after a user's mistake, 130 after Ctrl-C and 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
     try:
@@ -156,6 +157,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RunError, DatasetError, ControllerError) as error:
         print(f"qtransformer {name}: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"qtransformer {name}: {stopped}", file=sys.stderr)
+        return stopped.exit_status
     except KeyboardInterrupt:
         print(f"qtransformer {name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130

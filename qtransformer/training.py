@@ -9,12 +9,10 @@ It ties the dataset package to the learner, so nothing else may import it but th
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +21,18 @@ import torch
 from rich.console import Console
 
 from qtransformer.baselines import LEARNERS
-from qtransformer.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.console import progress
 from qtransformer.deploy.controller import WordEncoder
+from qtransformer.files import write_durably
 from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
+from qtransformer.run_folder import Metrics, can_resume, claimed, keeping
+from qtransformer.signals import Stopped, StopWish, stop_wish
 from qtransformer.token_report import print_token_report, token_report
 from qtransformer.training_log import file_identity, open_training_log, print_findings, raise_on_misfit
+from qtransformer.training_state import TrainingState
 from qtransformer_datasets.check import Finding, check_dataset, raise_on_errors
 from qtransformer_datasets.prefetch import Prefetcher
 from qtransformer_datasets.returns import return_range
@@ -48,38 +49,48 @@ def train(config: TrainConfig) -> Path:
     """Trains as `config` says and returns the run folder.
 
     Raises:
-        RunError, DatasetError: a setting, the folder or the data cannot be used; nothing was overwritten.
+        RunError, DatasetError: a setting, the folder or the data cannot be used; nothing was overwritten. Or the disk
+            is full; what was saved before is kept.
+        Stopped: Ctrl-C or SIGTERM; all is saved.
     """
     dataset, findings = load_dataset(config)
-    resume = _prepare_folder(config)
+    with claimed(config.out), stop_wish() as wish:
+        _train(config, dataset, wish)
+    print_findings(findings)  # once more: what was said an hour ago is out of sight
+    return config.out
+
+
+def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None:
+    is_resumed = can_resume(config)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.num_threads)
-    learner, sampler, info = build(config, dataset)
-    step = _restore(config.out, learner, sampler, info) if resume else _start_run(config, sampler, info)
-    save = _saver(config.out, learner, sampler, info)
-    if not resume:
+    state, metrics = TrainingState(*build(config, dataset)), Metrics(config.out)
+    step = state.restore(config.out) if is_resumed else _begin(config, state, metrics)
+    if is_resumed:
+        metrics.keep(step)
+    else:
         actions = np.concatenate([episode.actions for episode in dataset.episodes])
-        print_token_report(token_report(learner.policy.tokenizer, dataset.spec.actions, actions))
+        print_token_report(token_report(state.learner.policy.tokenizer, dataset.spec.actions, actions))
 
-    started, first_step, recent = time.perf_counter(), step, []
-    feed = Prefetcher(sampler)
-    with feed, progress(config.algorithm, config.steps, step) as advance, _metrics(config.out) as write:
+    started, first_step = time.perf_counter(), step
+    with Prefetcher(state.sampler) as feed, progress(config.algorithm, config.steps, step) as advance, metrics:
         while step < config.steps:
-            recent.append(learner.update(feed.sample()))
+            state.recent.add(state.learner.update(feed.sample()))
             step += 1
             if step - first_step == _BOUND_AFTER:
                 _say_what_bounds(feed.waited_s / (time.perf_counter() - started))
             shown = {}
             if step % config.log_every == 0 or step == config.steps:
                 rate = (step - first_step) / (time.perf_counter() - started)
-                shown = {**_means(recent), "updates_per_second": rate}
-                write({"step": step, **shown})
-                recent = []
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                save(step)
+                shown = {**state.recent.take_means(), "updates_per_second": rate}
+                metrics.write({"step": step, **shown})
             advance(**shown)
-    print_findings(findings)  # once more: what was said an hour ago is out of sight
-    return config.out
+            if step % config.checkpoint_every == 0 or step == config.steps or wish.is_there:
+                metrics.sync()
+                state.save(config.out, step)
+            if wish.is_there and step < config.steps:
+                where = f"update {step} of {config.steps} is saved in {config.out}"
+                raise Stopped(wish, f"{where}; go on with the same command and --resume")
 
 
 def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
@@ -135,88 +146,28 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
     return learner, sampler, info
 
 
-def _prepare_folder(config: TrainConfig) -> bool:
-    """Returns whether there is a checkpoint to resume from; makes the folder.
+def _begin(config: TrainConfig, state: TrainingState, metrics: Metrics) -> int:
+    """Writes what stays the same during the run, the settings first; returns step 0.
 
     Raises:
-        RunError: the folder already holds a run and --resume was not given, or holds a run of other settings.
+        RunError: the disk is full, or the folder cannot be written.
     """
-    written = config.out / "config.json"
-    if config.resume and written.exists():
-        before, now = _read_settings(written), config.to_json()
-        changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("resume", "steps", "out"))
-        if changed:
-            raise RunError(
-                f"--resume {config.out}: settings differ from the run's ({', '.join(changed)}); use the same"
-            )
-        return bool(checkpoint_folders(config.out))
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise RunError(f"--out {config.out}: already holds something; choose another folder, or --resume a run")
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--out {config.out}: cannot be made ({error.strerror}); choose another folder") from error
-    return False
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path}: is damaged ({error}); begin a new run in another --out") from error
-
-
-def _start_run(config: TrainConfig, sampler: SegmentSampler, info: dict[str, Any]) -> int:
-    """Writes what stays the same during the run; returns step 0."""
+    settings, sampler = json.dumps(state.info["config"], indent=1), state.sampler
     chosen = np.linspace(0, sampler.num_steps - 1, min(_NUM_SAMPLES, sampler.num_steps)).astype(int)
     batch = sampler.segments(chosen)
     window = config.model.window
-    frames = {f"observations/{key}": value[:, :window] for key, value in batch.observations.items()}
-    np.savez_compressed(config.out / "samples.npz", num_frames=batch.is_valid[:, :window].sum(axis=1), **frames)
-    (config.out / "metrics.jsonl").write_text("")  # a run that was interrupted before its first checkpoint left lines
-    (config.out / "config.json").write_text(json.dumps(info["config"], indent=1))
+    arrays = {f"observations/{key}": value[:, :window] for key, value in batch.observations.items()}
+    arrays["num_frames"] = batch.is_valid[:, :window].sum(axis=1)
+
+    def write_samples(path: Path) -> None:
+        with path.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, **arrays)
+
+    with keeping(config.out):
+        write_durably(config.out / "config.json", lambda path: path.write_text(settings))
+        write_durably(config.out / "samples.npz", write_samples)
+    metrics.clear()
     return 0
-
-
-def _restore(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str, Any]) -> int:
-    """Loads the newest checkpoint and drops the metrics written after it; returns its step."""
-    checkpoint = load_checkpoint(run)
-    if checkpoint.info["dataset"]["fingerprint"] != info["dataset"]["fingerprint"]:
-        raise RunError(f"--resume {run}: --dataset holds other data than the run began with; give the same dataset")
-    learner.load_state(checkpoint.weights, checkpoint.training_tensors())
-    sampler.load_state_dict(checkpoint.info["sampler"])
-    step = checkpoint.info["step"]
-    metrics = run / "metrics.jsonl"
-    kept = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
-    metrics.write_text("".join(line + "\n" for line in kept))
-    return step
-
-
-def _step_of(line: str) -> float:
-    """Returns the step of a line of metrics.jsonl; infinity where a crash cut the line short."""
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return math.inf
-
-
-@contextmanager
-def _metrics(run: Path) -> Iterator[Callable[[dict[str, int | float]], None]]:
-    with (run / "metrics.jsonl").open("a") as file:
-
-        def write(record: dict[str, int | float]) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-
-        yield write
-
-
-def _saver(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str, Any]) -> Callable[[int], Path]:
-    def save(step: int) -> Path:
-        weights, training = learner.state()
-        return save_checkpoint(run, {"step": step, **info, "sampler": sampler.state_dict()}, weights, training)
-
-    return save
 
 
 def _say_what_bounds(waited: float) -> None:
@@ -262,8 +213,3 @@ def _text_statistics(known: Mapping[str, Sequence[str]], encoder: WordEncoder) -
     """Returns the moments of the vectors of each key's different texts."""
     tables = {key: np.stack([encoder.encode(text) for text in texts]) for key, texts in known.items()}
     return {key: {"mean": table.mean(axis=0), "std": table.std(axis=0)} for key, table in tables.items()}
-
-
-def _means(records: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
-    columns = list(records)
-    return {key: torch.stack([each[key] for each in columns]).mean().item() for key in columns[0]}

@@ -32,7 +32,8 @@ FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
 ORDER = ["batch", "files", "page", "config", "console", "tokens", "token_report", "normalization", "encoders"]
-ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "baselines", "checkpoint"]
+ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "baselines"]
+ORDER += ["signals", "provenance", "checkpoint", "run_folder", "training_state"]
 ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
 ORDER += ["report_plots", "report", "compare_report", "deploy", "loading"]
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
@@ -40,6 +41,7 @@ ORDER += ["explain_plots", "explain_page", "training", "pictures", "recording", 
 ORDER += ["log_commands", "evaluate_command", "cli"]
 COMMAND_LINE = {
     "training_log",
+    "training_state",
     "training",
     "explain_log",
     "explain",
