@@ -235,6 +235,8 @@ class TrainConfig:
     """Updates between two checkpoints."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint."""
+    deterministic: bool = False
+    """Let torch choose no algorithm whose bits differ from one run to the next: slower on a GPU, the same on a CPU."""
     data: DataConfig = DataConfig()
     tokens: TokenConfig = TokenConfig()
     model: ModelConfig = ModelConfig()

@@ -12,7 +12,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from qtransformer.files import write_durably
 from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
+from qtransformer.provenance import add_session
 from qtransformer.run_folder import Metrics, can_resume, claimed, keeping
 from qtransformer.signals import Stopped, StopWish, stop_wish
 from qtransformer.token_report import print_token_report, token_report
@@ -53,8 +55,12 @@ def train(config: TrainConfig) -> Path:
             is full; what was saved before is kept.
         Stopped: Ctrl-C or SIGTERM; all is saved.
     """
-    dataset, findings = load_dataset(config)
-    with claimed(config.out), stop_wish() as wish:
+    return train_on(config, *load_dataset(config))
+
+
+def train_on(config: TrainConfig, dataset: EpisodeDataset, findings: Sequence[Finding]) -> Path:
+    """Does what `train` does, on what `load_dataset` returned."""
+    with claimed(config.out), _deterministic(config.deterministic), stop_wish() as wish:
         _train(config, dataset, wish)
     print_findings(findings)  # once more: what was said an hour ago is out of sight
     return config.out
@@ -71,6 +77,9 @@ def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None
     else:
         actions = np.concatenate([episode.actions for episode in dataset.episodes])
         print_token_report(token_report(state.learner.policy.tokenizer, dataset.spec.actions, actions))
+
+    with keeping(config.out):
+        add_session(config.out, step, config.steps, str(state.learner.policy.tokenizer.low.device))
 
     started, first_step = time.perf_counter(), step
     with Prefetcher(state.sampler) as feed, progress(config.algorithm, config.steps, step) as advance, metrics:
@@ -177,6 +186,23 @@ def _say_what_bounds(waited: float) -> None:
     else:
         advice = "compute-bound: a faster disk would not help"
     Console(stderr=True).print(f"{waited:.1%} of the time waits for data; {advice}", highlight=False)
+
+
+@contextmanager
+def _deterministic(is_asked_for: bool) -> Iterator[None]:
+    """Forbids torch every algorithm that does not give the same bits each time; afterwards all is as it was."""
+    if not is_asked_for:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA's matrix products begin
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def _action_centres(dataset: EpisodeDataset, config: TrainConfig) -> list[list[float]] | None:

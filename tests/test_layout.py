@@ -37,8 +37,8 @@ ORDER += ["signals", "provenance", "checkpoint", "run_folder", "training_state"]
 ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
 ORDER += ["report_plots", "report", "compare_report", "deploy", "loading"]
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
-ORDER += ["explain_plots", "explain_page", "training", "pictures", "recording", "demo_report", "demo"]
-ORDER += ["log_commands", "evaluate_command", "cli"]
+ORDER += ["explain_plots", "explain_page", "training", "rerun", "pictures", "recording", "demo_report", "demo"]
+ORDER += ["log_commands", "run_commands", "evaluate_command", "cli"]
 COMMAND_LINE = {
     "training_log",
     "training_state",

@@ -69,10 +69,11 @@ def whole(log, tmp_path_factory):
 
 
 def test_what_a_run_leaves_behind(whole, log):
-    assert sorted(path.name for path in whole.iterdir()) == [
+    assert sorted(path.name for path in whole.iterdir() if path.suffix != ".diff") == [
         "checkpoints",
         "config.json",
         "metrics.jsonl",
+        "run.json",
         "samples.npz",
     ]
     assert [path.name for path in checkpoint_folders(whole)] == ["step_000000010", "step_000000020"]
@@ -99,6 +100,17 @@ def test_the_same_seed_gives_the_same_bits(whole, log, tmp_path):
     assert metrics(whole) == metrics(again)
     other = train(make_run(log, tmp_path / "other", seed=1, steps=1))
     assert metrics(other)[0]["loss"] != metrics(whole)[0]["loss"]
+
+
+def test_deterministic_runs_have_the_same_bits_and_change_nothing_outside(whole, log, tmp_path, monkeypatch):
+    asked = []
+    choose = torch.use_deterministic_algorithms
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: asked.append(on) or choose(on))
+    runs = [train(make_run(log, tmp_path / name, deterministic=True)) for name in ("first", "second")]
+    assert asked == [True, False] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same_bits(all_tensors(runs[0]), all_tensors(runs[1]))
+    assert_same_bits(all_tensors(runs[0]), all_tensors(whole))  # on a CPU
 
 
 @pytest.mark.parametrize("after", [12, 17])
