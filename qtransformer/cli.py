@@ -20,7 +20,7 @@ from qtransformer.console import print_json, print_verdicts
 from qtransformer.deploy.controller import ControllerError
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
-from qtransformer.run_commands import RerunCommand
+from qtransformer.run_commands import ReplayBatch, RerunCommand
 from qtransformer.signals import Stopped
 from qtransformer_datasets.schema import DatasetError
 
@@ -182,6 +182,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[RerunCommand, tyro.conf.subcommand("rerun")]
+        | Annotated[ReplayBatch, tyro.conf.subcommand("replay-batch")]
         | Annotated[Demo, tyro.conf.subcommand("demo")]
     )
 

@@ -1,4 +1,4 @@
-"""The commands about runs that were trained: doing one again."""
+"""The commands about runs that were trained: doing one again, and one of its bad batches."""
 
 from __future__ import annotations
 
@@ -30,3 +30,19 @@ class RerunCommand:
         print(f"{done.out}: {done.sentence}")
         if done.differences:
             sys.exit(1)
+
+
+@dataclass(frozen=True)
+class ReplayBatch:
+    """Compute a batch again that stopped training: which of its numbers, figures and gradients are not finite."""
+
+    path: tyro.conf.Positional[Path]
+    """A file of RUN/bad_batches."""
+    device: str = "cpu"
+    """Where to compute; bits are the same only where the run computed."""
+
+    def run(self) -> None:
+        """Prints each figure as training found it and as it is now, then everything that is not finite."""
+        from qtransformer.replay import print_replay, replay
+
+        print_replay(replay(self.path, self.device))

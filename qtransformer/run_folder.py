@@ -26,7 +26,13 @@ from qtransformer.config import RunError, TrainConfig
 from qtransformer.files import fsync, leftovers, write_durably
 
 _LOCK = ".lock"
-_MAY_DIFFER = ("resume", "steps", "out")  # between the commands that begin a run and that go on with it
+_MAY_DIFFER = (
+    "resume",
+    "steps",
+    "out",
+    "on_bad_batch",
+    "following",
+)  # between the commands that begin a run and that go on with it
 
 
 @contextmanager
@@ -106,6 +112,8 @@ class Metrics:
 
     def __init__(self, run: Path) -> None:
         self._path = run / "metrics.jsonl"
+        self.lines: list[dict[str, Any]] = []
+        """All lines of the run so far."""
 
     def clear(self) -> None:
         """Begins anew: a run that was killed before its first checkpoint left lines."""
@@ -124,6 +132,7 @@ class Metrics:
         kept = [line + b"\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
         with keeping(self._path):
             write_durably(self._path, lambda path: path.write_bytes(b"".join(kept)))
+        self.lines = [json.loads(line) for line in kept]
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line.
@@ -134,6 +143,7 @@ class Metrics:
         with keeping(self._path):
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
+        self.lines.append(dict(record))
 
     def sync(self) -> None:
         """Waits until all lines are on the disk: a checkpoint that comes after them finds them there.

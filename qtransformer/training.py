@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,10 +21,13 @@ import torch
 from rich.console import Console
 
 from qtransformer.baselines import LEARNERS
+from qtransformer.batch import DatasetSpec
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.console import progress
 from qtransformer.deploy.controller import WordEncoder
 from qtransformer.files import write_durably
+from qtransformer.following import BEST, Clock, Interrupted, PeriodicEvaluation, tensorboard
+from qtransformer.guard import Guard, LogPlaces
 from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
@@ -35,6 +37,7 @@ from qtransformer.signals import Stopped, StopWish, stop_wish
 from qtransformer.token_report import print_token_report, token_report
 from qtransformer.training_log import file_identity, open_training_log, print_findings, raise_on_misfit
 from qtransformer.training_state import TrainingState
+from qtransformer.watch import Watch
 from qtransformer_datasets.check import Finding, check_dataset, raise_on_errors
 from qtransformer_datasets.prefetch import Prefetcher
 from qtransformer_datasets.returns import return_range
@@ -44,6 +47,7 @@ from qtransformer_datasets.statistics import action_centres, action_noise, stati
 from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
 _BOUND_AFTER = 200  # updates until it is said what training waits for
+_NEVER_ALLOWED = "not-finite"
 _NUM_SAMPLES = 512  # logged windows kept for export: what its parity check and golden file are made of
 
 
@@ -70,36 +74,67 @@ def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None
     is_resumed = can_resume(config)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.num_threads)
-    state, metrics = TrainingState(*build(config, dataset)), Metrics(config.out)
+    learner, sampler, info = build(config, dataset)
+    guard, watch = Guard(learner, LogPlaces(dataset, sampler), config.out, info), Watch(learner, dataset, info)
+    evaluation = PeriodicEvaluation(config.following, config.out, info) if config.following.evaluate_every else None
+    state, metrics = TrainingState(learner, sampler, info, guard, watch), Metrics(config.out)
     step = state.restore(config.out) if is_resumed else _begin(config, state, metrics)
     if is_resumed:
         metrics.keep(step)
     else:
         actions = np.concatenate([episode.actions for episode in dataset.episodes])
-        print_token_report(token_report(state.learner.policy.tokenizer, dataset.spec.actions, actions))
-
+        print_token_report(token_report(learner.policy.tokenizer, dataset.spec.actions, actions))
     with keeping(config.out):
-        add_session(config.out, step, config.steps, str(state.learner.policy.tokenizer.low.device))
+        add_session(config.out, step, config.steps, str(learner.policy.tokenizer.low.device))
 
-    started, first_step = time.perf_counter(), step
-    with Prefetcher(state.sampler) as feed, progress(config.algorithm, config.steps, step) as advance, metrics:
+    first_step, clock = step, Clock(step, config.steps)
+    board = tensorboard(config.out, config.following.tensorboard, step)
+    with Prefetcher(sampler) as feed, progress(config.algorithm, config.steps, step) as advance, metrics, board as draw:
+        _evaluate(evaluation, state, metrics, step, wish)  # a run may have been stopped in the midst of it
         while step < config.steps:
-            state.recent.add(state.learner.update(feed.sample()))
+            figures = guard.update(feed.sample())
+            if figures is None:
+                continue
+            state.recent.add(figures)
             step += 1
+            shown, is_last = {}, step == config.steps
             if step - first_step == _BOUND_AFTER:
-                _say_what_bounds(feed.waited_s / (time.perf_counter() - started))
-            shown = {}
-            if step % config.log_every == 0 or step == config.steps:
-                rate = (step - first_step) / (time.perf_counter() - started)
-                shown = {**state.recent.take_means(), "updates_per_second": rate}
+                _say_what_bounds(clock.figures(step, feed.waited_s)["data_share"])
+            if step % config.log_every == 0 or is_last:
+                shown = state.recent.take_means() | watch.figures() | guard.counts(step)
+                shown |= clock.figures(step, feed.waited_s)
                 metrics.write({"step": step, **shown})
+                draw(metrics.lines[-1])
+                shown["minutes_left"] = clock.minutes_left(step)
+            if result := _evaluate(evaluation, state, metrics, step, wish):
+                draw({"step": step, **result})
             advance(**shown)
-            if step % config.checkpoint_every == 0 or step == config.steps or wish.is_there:
+            if step % config.checkpoint_every == 0 or is_last or wish.is_there:
                 metrics.sync()
                 state.save(config.out, step)
-            if wish.is_there and step < config.steps:
+                watch.look([line for line in metrics.lines if "loss" in line])
+            if wish.is_there and not is_last:
                 where = f"update {step} of {config.steps} is saved in {config.out}"
                 raise Stopped(wish, f"{where}; go on with the same command and --resume")
+    watch.repeat()
+
+
+def _evaluate(
+    evaluation: PeriodicEvaluation | None, state: TrainingState, metrics: Metrics, step: int, wish: StopWish
+) -> dict[str, float]:
+    """Plays where it is time to and was not done yet, and keeps the policy if it is the best; returns the result."""
+    config = state.config
+    is_done = any(line["step"] == step and "success_rate" in line for line in metrics.lines)
+    if evaluation is None or not step or step % config.following.evaluate_every or is_done:
+        return {}
+    try:
+        result = evaluation.play(state.learner.policy, wish)
+    except Interrupted:
+        return {}
+    if evaluation.is_best(result):
+        state.save(config.out / BEST, step, result)
+    metrics.write({"step": step, **result})
+    return result
 
 
 def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
@@ -112,7 +147,10 @@ def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
     findings = check_dataset(dataset)
     try:
         raise_on_errors(findings, config.data.allow)
+        raise_on_errors([each for each in findings if each.code == _NEVER_ALLOWED])
     except DatasetError as error:
+        if _NEVER_ALLOWED in config.data.allow:
+            raise DatasetError(f"{error}; --allow cannot help: such a log has no mean and no range") from error
         raise DatasetError(f"{error}; or train in spite of it with --allow CODE") from error
     print_findings(findings)
     raise_on_misfit(dataset)
@@ -139,6 +177,7 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         "statistics": _plain(statistics(dataset) | _text_statistics(known, encoder)),
         "instructions": list(encoder.known),
         "action_centres": _action_centres(dataset, config),
+        "action_noise": action_noise(dataset).tolist(),
         "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.return_discount), strict=True)),
         "dataset": {
             "path": str(dataset.path),
@@ -147,12 +186,16 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
             "episodes": dataset.num_episodes,
         },
     }
-    device = _device(config.device)
+    device = usable_device(config.device)
     _check_compiler(config, device)
-    policy = build_policy(config, dataset.spec, info["statistics"], info["action_centres"]).to(device)
-    scale, noise = ReturnScale(**info["return_scale"]), action_noise(dataset).tolist()
-    learner = LEARNERS[config.algorithm](policy, config, scale, noise)
-    return learner, sampler, info
+    return build_learner(info, device), sampler, info
+
+
+def build_learner(info: Mapping[str, Any], device: torch.device) -> Learner:
+    """Returns a fresh learner of the run that `info` describes."""
+    config, spec = TrainConfig.from_json(info["config"]), DatasetSpec.from_json(info["spec"])
+    policy = build_policy(config, spec, info["statistics"], info["action_centres"]).to(device)
+    return LEARNERS[config.algorithm](policy, config, ReturnScale(**info["return_scale"]), info["action_noise"])
 
 
 def _begin(config: TrainConfig, state: TrainingState, metrics: Metrics) -> int:
@@ -209,7 +252,12 @@ def _action_centres(dataset: EpisodeDataset, config: TrainConfig) -> list[list[f
     return action_centres(dataset, config.tokens.num_cells).tolist() if config.tokens.binning == "quantile" else None
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """Returns the device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        RunError: there is none, or it cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,7 +1,7 @@
 """All that a run must find again after an interruption, so that it ends bit by bit as if there had been none.
 
-That is the learner, the number of the next batch, the random generators, and the figures since the last line of
-metrics.jsonl: a line after an interruption is the mean over the same updates as without.
+That is the learner, the number of the next batch, the random generators, what guard and watch compare with, and the
+figures since the last line of metrics.jsonl: a line after an interruption is the mean over the same updates as without.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 from qtransformer.checkpoint import load_checkpoint, save_checkpoint, set_aside_newer
-from qtransformer.config import RunError
+from qtransformer.config import RunError, TrainConfig
+from qtransformer.guard import Guard
 from qtransformer.learner import Figures, Learner
+from qtransformer.watch import Watch
 from qtransformer_datasets.windows import SegmentSampler
 
-_FIGURES, _GENERATOR = "figures.", "generator."
+_FIGURES, _GENERATOR, _GUARD, _WATCH = "figures.", "generator.", "guard.", "watch."
 
 
 class RecentFigures:
@@ -50,23 +52,26 @@ class RecentFigures:
 class TrainingState:
     """A run in memory."""
 
-    def __init__(self, learner: Learner, sampler: SegmentSampler, info: dict[str, Any]) -> None:
-        self.learner, self.sampler, self.info = learner, sampler, info
-        """`info` is the description that goes into every checkpoint."""
+    def __init__(
+        self, learner: Learner, sampler: SegmentSampler, info: dict[str, Any], guard: Guard, watch: Watch
+    ) -> None:
+        """Begins a run; `info` is the description that goes into every checkpoint."""
+        self.learner, self.sampler, self.info, self.guard, self.watch = learner, sampler, info, guard, watch
+        self.config = TrainConfig.from_json(info["config"])
         self.recent = RecentFigures()
 
-    def save(self, run: Path, step: int) -> Path:
-        """Writes a checkpoint after update `step`; returns its folder.
+    def save(self, run: Path, step: int, evaluation: Mapping[str, float] | None = None) -> Path:
+        """Writes a checkpoint after update `step`, with what its evaluation gave, if it had one; returns its folder.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.
         """
         weights, training = self.learner.state()
-        figures = {_FIGURES + name: values for name, values in self.recent.state().items()}
-        training = {**training, **figures, **_generators()}
-        return save_checkpoint(
-            run, {"step": step, **self.info, "sampler": self.sampler.state_dict()}, weights, training
-        )
+        training |= {_FIGURES + name: values for name, values in self.recent.state().items()}
+        training |= {_GUARD + name: values for name, values in self.guard.state().items()}
+        training |= {_WATCH + name: values for name, values in self.watch.state().items()}
+        info = {"step": step, "evaluation": evaluation, **self.info, "sampler": self.sampler.state_dict()}
+        return save_checkpoint(run, info, weights, {**training, **_generators()})
 
     def restore(self, run: Path) -> int:
         """Loads the newest sound checkpoint, sets newer ones aside, and returns its step.
@@ -81,6 +86,9 @@ class TrainingState:
         self.learner.load_state(checkpoint.weights, training)
         self.sampler.load_state_dict(checkpoint.info["sampler"])
         self.recent.load_state(_with_prefix(_FIGURES, training))
+        if guard := _with_prefix(_GUARD, training):  # a checkpoint of before the guard has none
+            self.guard.load_state(guard)
+            self.watch.load_state(_with_prefix(_WATCH, training))
         _set_generators(_with_prefix(_GENERATOR, training))
         set_aside_newer(run, step)
         return step

@@ -27,6 +27,9 @@ def log(tmp_path_factory):
     return write_log(tmp_path_factory.mktemp("training") / "log")
 
 
+TIMED = ("updates_per_second", "data_share")
+
+
 def make_run(log, out, **changes):
     settings = {"dataset": log, "out": out, "steps": 20, "log_every": 5, "checkpoint_every": 10, **changes}
     return make_config(**settings)
@@ -34,7 +37,7 @@ def make_run(log, out, **changes):
 
 def metrics(run, *, timed=False):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in each.items() if timed or key != "updates_per_second"} for each in lines]
+    return [{key: value for key, value in each.items() if timed or key not in TIMED} for each in lines]
 
 
 def all_tensors(run):

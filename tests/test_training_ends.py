@@ -24,7 +24,7 @@ from training_children import STEPS, train
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint
 
 NUM_KILLS = 20
-TIMED = ("updates_per_second",)
+TIMED = ("updates_per_second", "data_share")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork server and SIGKILL")
 
