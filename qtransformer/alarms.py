@@ -1,13 +1,14 @@
-"""Does the value promise too much? A few questions to the logged steps, each with a figure, a threshold and a sentence.
+"""Does the value promise too much, does training go wrong? Questions, each with a figure, a threshold and a sentence.
 
-The policy may well be better than the behaviour that made the log, so a value above the realised return proves nothing.
-Each alarm therefore asks where over-estimation would show even so. Figures are shares of the range of returns or of the
+Those of values are asked of logged steps, by `explain` and while training; those of training, of the figures of its
+updates. The policy may well be better than the behaviour that made the log, so a value above the realised return proves
+nothing: each alarm asks where over-estimation would show even so. Figures are shares of the range of returns or of the
 steps, and their thresholds are the same for every log. It must not know networks, files or pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,6 +22,10 @@ from qtransformer.predictions import Predictions
 State = Literal["ringing", "silent", "not asked"]
 
 _FEWEST_EPISODES = 10  # from which a best one, or a spread between episodes, means something
+_LINES = 5  # of metrics.jsonl, averaged before their course is judged
+SETTLED = 300  # updates, before which a network still forgets how it was made
+_LEAST_RETURN = 0.05  # of the range: what must have been returned before values can lack it
+_LEAST_ENTROPY = 0.5  # bits a token
 _CEILING = 0.99  # of the way from the least return to the best one that was seen
 
 
@@ -154,6 +159,72 @@ def _ceiling(evidence: Evidence, scale: ReturnScale) -> Alarm:
         f"{returned:.1%} of them returned as much."
     )
     return _answer(name, valued - returned, threshold, sentence)
+
+
+def training_alarms(history: Sequence[Mapping[str, int | float]], scale: ReturnScale) -> tuple[Alarm, ...]:
+    """Returns every alarm on the course of a training, whatever its state.
+
+    Args:
+        history: lines of metrics.jsonl, oldest first; a figure that a line lacks is not asked about.
+        scale: range of the log's returns.
+    """
+    return tuple(ask(history, scale) for ask in (_divergence, _floor, _entropy, _target))
+
+
+def _divergence(history: Sequence[Mapping[str, int | float]], scale: ReturnScale) -> Alarm:
+    name, threshold = "a loss that grows", 1.0
+    losses = [each["loss"] for each in history if "loss" in each]
+    if len(losses) < 2 * _LINES:
+        return _not_asked(name, f"fewer than {2 * _LINES} lines of metrics do not show a course")
+    means = np.convolve(losses, np.full(_LINES, 1 / _LINES), mode="valid")
+    now, least = float(means[-1]), float(means.min())
+    sentence = (
+        f"The loss of the last {_LINES} lines is {now:.3g} on average, and was {least:.3g}: training diverges. Lower "
+        "--learning-rate; if gradient_spikes grow, too, look for outliers in the log."
+    )
+    return _answer(name, (now - least) / max(abs(least), 1e-6), threshold, sentence)
+
+
+def _floor(history: Sequence[Mapping[str, int | float]], scale: ReturnScale) -> Alarm:
+    name, threshold = "values at the floor", 0.9
+    if not history or not {"q_greedy", "monte_carlo"} <= history[-1].keys():
+        return _not_asked(name, "this algorithm learns no values")
+    if history[-1]["step"] < SETTLED:
+        return _not_asked(name, f"before {SETTLED} updates values are still to come")
+    valued, returned = ((history[-1][each] - scale.low) / _width(scale) for each in ("q_greedy", "monte_carlo"))
+    if returned < _LEAST_RETURN:
+        return _not_asked(name, "the log itself returns next to nothing above the least")
+    sentence = (
+        f"The policy's own actions are valued at {valued:.1%} of the range, the log returned {returned:.1%}; "
+        "Q has collapsed to the least return for all data. Lower --conservative-weight, or keep --monte-carlo-bound."
+    )
+    return _answer(name, 1 - valued / returned, threshold, sentence)
+
+
+def _entropy(history: Sequence[Mapping[str, int | float]], scale: ReturnScale) -> Alarm:
+    name, threshold = "one bin for everything", 0.9
+    if not history or not {"greedy_entropy", "logged_entropy"} <= history[-1].keys():
+        return _not_asked(name, "the bins that the policy chooses were not counted")
+    greedy, logged = history[-1]["greedy_entropy"], history[-1]["logged_entropy"]
+    if history[-1]["step"] < SETTLED or logged < _LEAST_ENTROPY:
+        return _not_asked(name, "the policy is still untrained, or the log itself knows but one action")
+    sentence = (
+        f"Over logged states the policy's bins hold {greedy:.2g} bits a token, the logged ones {logged:.2g}: it takes "
+        "nearly the same action everywhere. Look whether observations carry what the action depends on."
+    )
+    return _answer(name, 1 - greedy / logged, threshold, sentence)
+
+
+def _target(history: Sequence[Mapping[str, int | float]], scale: ReturnScale) -> Alarm:
+    name, threshold = "a target network that stands still", 0.5
+    if not history or "target_still" not in history[-1]:
+        return _not_asked(name, "there is no target network, or it was looked at but once")
+    share = history[-1]["target_still"]
+    sentence = (
+        f"{share:.0%} of the target network's tensors have not changed since they were last looked at, though the "
+        "policy's have: its values are backed up from what it was at the beginning. Lower --polyak."
+    )
+    return _answer(name, share, threshold, sentence)
 
 
 _QUESTIONS: tuple[Callable[[Evidence, ReturnScale], Alarm], ...] = (

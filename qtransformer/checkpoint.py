@@ -3,35 +3,42 @@
     RUN/checkpoints/step_000002000/  checkpoint.json   format, step, config, spec, statistics, fingerprint, versions
                                      weights.safetensors   the model, all that evaluation and export need
                                      training.safetensors  target network, optimizer, generators: what --resume needs
+                                     SHA256SUMS   of the three, as `sha256sum --check` reads them; compared when read
 
-It must not know what a model is: it stores named tensors and JSON.
+The last two are kept; where the newest is damaged, the one before is read. It must not know what a model is: it stores
+named tensors and JSON.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qtransformer.config import RunError
 from qtransformer.files import fsync
+from qtransformer.provenance import git_revision, versions
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+_SUMS = "SHA256SUMS"
 _KEPT = 2
 
 
 class CheckpointError(RunError):
     """A checkpoint cannot be written or read; the message says which, why and what to do."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +75,19 @@ def save_checkpoint(
         save_file(training, beside / "training.safetensors")
         document = {"format_version": FORMAT_VERSION, **info, "versions": versions(), "git_revision": git_revision()}
         (beside / "checkpoint.json").write_text(json.dumps(document, indent=1))
+        (beside / _SUMS).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(beside.iterdir())))
         for path in (*beside.iterdir(), beside):
             fsync(path)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
         fsync(final.parent)
+        for old in checkpoint_folders(run)[:-_KEPT]:
+            shutil.rmtree(old)
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(
             f"{final}: cannot be written ({error}); free space or choose another --out, then --resume"
         ) from error
-    for old in checkpoint_folders(run)[:-_KEPT]:
-        shutil.rmtree(old)
     return final
 
 
@@ -88,47 +97,90 @@ def checkpoint_folders(run: Path) -> list[Path]:
 
 
 def load_checkpoint(run: Path) -> Checkpoint:
-    """Reads the newest checkpoint of a run folder, or the checkpoint folder itself.
+    """Reads the newest sound checkpoint of a run folder, or the checkpoint folder itself; says which it passed over.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it was written by another format version.
+        CheckpointError: there is none, all are damaged, or the newest was written by another format version.
     """
     folders = [run] if (run / "checkpoint.json").exists() else checkpoint_folders(run)
     if not folders:
         raise CheckpointError(f"{run}: holds no checkpoint; give the --out folder of a training run")
-    path = folders[-1]
+    for path in reversed(folders):
+        try:
+            return _read(path)
+        except DamagedError as error:
+            if path == folders[0]:
+                raise CheckpointError(f"{error}, and no other is there; take a copy of it, or train again") from error
+            Console(stderr=True).print(
+                f"skipped: {error}; the one before is used", markup=False, highlight=False, soft_wrap=True
+            )
+    raise AssertionError("the loop returns or raises")
+
+
+def set_aside_newer(run: Path, step: int) -> None:
+    """Renames the checkpoints after `step`, which were damaged, so that they do not count as the newest any more.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    for path in checkpoint_folders(run):
+        if int(path.name.removeprefix("step_")) > step:
+            aside = path.with_name(path.name + ".damaged")
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
+            except OSError as error:
+                raise CheckpointError(f"{path}: is damaged, and cannot be renamed ({error}); remove it") from error
+
+
+def _read(path: Path) -> Checkpoint:
+    """Returns one checkpoint.
+
+    Raises:
+        DamagedError: it is not what was written.
+        CheckpointError: it was written by another format version.
+    """
     try:
         info = json.loads((path / "checkpoint.json").read_text())
         found = info["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / 'checkpoint.json'}: is damaged ({error!r}); use an earlier checkpoint"
-        ) from error
+        raise DamagedError(f"{path / 'checkpoint.json'}: is damaged ({error!r})") from error
     if found != FORMAT_VERSION:
+        written_by = dict(info.get("versions") or {}).get("qtransformer", "of that time")
         raise CheckpointError(
-            f"{path}: checkpoint format ({found}) must be {FORMAT_VERSION}; "
-            f"open it with qtransformer {info.get('versions', {}).get('qtransformer', 'of that time')} or train again"
+            f"{path}: checkpoint format ({found}) must be {FORMAT_VERSION}; open it with qtransformer {written_by} or "
+            "train again"
         )
+    _compare_sums(path)
     return Checkpoint(path, info, _load_tensors(path / "weights.safetensors"))
+
+
+def _compare_sums(folder: Path) -> None:
+    """Makes sure that every file is what was written.
+
+    Raises:
+        DamagedError: one is missing, or is another.
+    """
+    try:
+        lines = (folder / _SUMS).read_text().splitlines()
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{folder / _SUMS}: is missing or damaged ({error})") from error
+    for name in ("weights.safetensors", "training.safetensors", "checkpoint.json"):
+        try:
+            found = _sha256(folder / name)
+        except OSError as error:
+            raise DamagedError(f"{folder / name}: is missing or damaged ({error})") from error
+        if f"{found}  {name}" not in lines:
+            raise DamagedError(f"{folder / name}: is damaged (its sha256 is not that of {_SUMS})")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: is missing or damaged ({error}); use an earlier checkpoint") from error
-
-
-def versions() -> dict[str, str]:
-    """Returns the versions of Python and of the packages that a result depends on."""
-    packages = ("qtransformer", "torch", "numpy", "gymnasium", "mujoco", "h5py")
-    return {"python": platform.python_version(), **{name: version(name) for name in packages}}
-
-
-def git_revision() -> str | None:
-    """Returns the revision of the checkout that this package is run from, with `+` if it was changed; else None."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
+        raise DamagedError(f"{path}: is missing or damaged ({error})") from error

@@ -21,7 +21,9 @@ from qtransformer.deploy.controller import ControllerError
 from qtransformer.deploy_commands import Export, Run, Verify
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
+from qtransformer.run_commands import ReplayBatch, RerunCommand
 from qtransformer.serve_command import Serve
+from qtransformer.signals import Stopped
 from qtransformer_datasets.schema import DatasetError
 
 _DESCRIPTION = (
@@ -126,7 +128,7 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, or 2 after a user's mistake and 130 after Ctrl-C."""
+    """Runs one command; returns 0, 2 after a user's mistake, 130 after Ctrl-C and 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
     try:
@@ -135,6 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RunError, DatasetError, ControllerError) as error:
         print(f"qtransformer {name}: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"qtransformer {name}: {stopped}", file=sys.stderr)
+        return stopped.exit_status
     except KeyboardInterrupt:
         print(f"qtransformer {name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -155,6 +160,8 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[Export, tyro.conf.subcommand("export")]
+        | Annotated[RerunCommand, tyro.conf.subcommand("rerun")]
+        | Annotated[ReplayBatch, tyro.conf.subcommand("replay-batch")]
         | Annotated[Verify, tyro.conf.subcommand("verify")]
         | Annotated[Run, tyro.conf.subcommand("run")]
         | Annotated[Serve, tyro.conf.subcommand("serve")]

@@ -18,6 +18,7 @@ from qtransformer.batch import Balance, ReadOptions, tuples
 
 Algorithm = Literal["q_transformer", "behaviour_cloning", "implicit_q_learning", "decision_transformer"]
 Preset = Literal["default", "paper", "cql"]
+OnBadBatch = Literal["stop", "skip"]
 
 # These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
 ACT_BY_DENSITY: frozenset[Algorithm] = frozenset({"behaviour_cloning", "implicit_q_learning", "decision_transformer"})
@@ -209,6 +210,24 @@ class DataConfig(ReadOptions):
 
 
 @dataclass(frozen=True)
+class FollowConfig:
+    """How a run is followed while it trains; none of it changes a weight."""
+
+    evaluate_every: int = 0
+    """Updates between two evaluations in the log's environment; the best policy is kept in RUN/best. 0 for none."""
+    evaluate_episodes: int = 20
+    """Episodes of each, always those of the same seeds, from 1,000,000 on: other ones than `evaluate` begins with."""
+    imports: tuple[str, ...] = ("qtransformer_envs",)
+    """Modules that register the environment's id."""
+    tensorboard: bool = False
+    """Write metrics for TensorBoard, too, into RUN/tensorboard."""
+
+    def __post_init__(self) -> None:
+        _require("evaluate_every", self.evaluate_every, self.evaluate_every >= 0, "be at least 0")
+        _require("evaluate_episodes", self.evaluate_episodes, self.evaluate_episodes >= 1, "be at least 1")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -236,10 +255,16 @@ class TrainConfig:
     """Updates between two checkpoints."""
     resume: bool = False
     """Go on with the run in --out from its newest checkpoint."""
+    deterministic: bool = False
+    """Let torch choose no algorithm whose bits differ from one run to the next: slower on a GPU, the same on a CPU."""
+    on_bad_batch: OnBadBatch = "stop"
+    """What a batch does whose numbers, loss or gradients are NaN or infinite: it stops training, or is left out and
+    counted. It never changes a weight, and is saved in RUN/bad_batches for `qtransformer replay-batch`."""
     data: DataConfig = DataConfig()
     tokens: TokenConfig = TokenConfig()
     model: ModelConfig = ModelConfig()
     learning: LearningConfig = LearningConfig()
+    following: FollowConfig = FollowConfig()
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "num_threads", "log_every", "checkpoint_every"):
@@ -260,6 +285,7 @@ class TrainConfig:
         """Inverse of `to_json`."""
         nested = {"data": DataConfig, "tokens": TokenConfig, "model": ModelConfig, "learning": LearningConfig}
         built = {key: each(**tuples(data[key])) for key, each in nested.items()}
+        built["following"] = FollowConfig(**tuples(data.get("following", {})))  # older runs were not followed
         return cls(**{**data, **built, "dataset": Path(data["dataset"]), "out": Path(data["out"])})
 
 

@@ -27,7 +27,7 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
         task = bar.add_task(name, total=total, completed=done, status="")
         every = max(1, total // _LINES)
 
-        def advance(**figures: float) -> None:
+        def advance(**figures: int | float) -> None:
             if figures:
                 bar.update(task, status="  ".join(f"{key} {value:.4g}" for key, value in figures.items()))
             bar.advance(task)

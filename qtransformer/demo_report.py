@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from qtransformer.checkpoint import versions
 from qtransformer.loading import LoadedRun, load_run
 from qtransformer.pictures import record_frames
+from qtransformer.provenance import versions
 from qtransformer.report import Animation, QPlot, Report, Row, save_picture, write_report
 
 _INTRODUCTION = (

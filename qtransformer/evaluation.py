@@ -51,9 +51,16 @@ class EvaluationError(RunError):
 def make_environment(environment_id: str, kwargs: Mapping[str, Any], imports: Sequence[str]) -> gymnasium.Env:
     """Returns the environment, after importing the modules that register it.
 
+    An id comes from a log. Gymnasium imports what stands before a colon in it, so that must be among `imports`.
+
     Raises:
-        EvaluationError: the id is unknown, or a module cannot be imported.
+        EvaluationError: the id is unknown, or a module cannot be imported, or was not asked for.
     """
+    module, colon, _ = environment_id.rpartition(":")
+    if colon and module not in imports:
+        raise EvaluationError(
+            f"environment id ({environment_id!r}) would import {module!r}; if you trust it, name it with --import"
+        )
     try:
         for module in imports:
             importlib.import_module(module)

@@ -159,7 +159,7 @@ def _checks(log: RunLog, origins: Sequence[Origin], max_steps: int) -> tuple[Che
         rows = log.rows(chosen)
         with progress(f"explain, episodes {origin}", log.num_chunks(rows)) as advance:
             predictions = log.predict(rows, advance)
-        evidence = _evidence(log, rows, predictions)
+        evidence = evidence_of(log, rows, predictions)
         checks.append(
             Check(
                 origin=origin,
@@ -182,7 +182,8 @@ def _some(episodes: Sequence[int], log: RunLog, max_steps: int) -> list[int]:
     return [episodes[place] for place in np.linspace(0, len(episodes) - 1, num).round().astype(int)]
 
 
-def _evidence(log: RunLog, rows: Int[np.ndarray, " steps"], predictions: Predictions) -> Evidence:
+def evidence_of(log: RunLog, rows: Int[np.ndarray, " steps"], predictions: Predictions) -> Evidence:
+    """Returns what alarms are asked of: what was predicted of some steps, and how their episodes went."""
     episodes = log.episode_of_step[rows]
     successes = np.array([episode.success is True for episode in log.episodes])
     failures = np.array([episode.success is False for episode in log.episodes])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +53,8 @@ class Learner(ABC):
         """Sets up training; `action_noise` says of each dimension how noisy the log is, as a share of its range."""
         self.policy, self.config, self.scale = policy, config.learning, scale
         self.num_updates, self._num_steps = 0, config.steps
+        self.before_step: Callable[[Figures], None] = lambda figures: None
+        """Called with the figures of each update before it changes anything; what it raises ends the update there."""
         self._labels = _label_tables(policy.tokenizer, self.config.label_width, action_noise)
         decayed = [each for each in policy.parameters() if each.ndim > 1]
         others = [each for each in policy.parameters() if each.ndim <= 1]
@@ -75,11 +77,13 @@ class Learner(ABC):
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)
+        figures = {"loss": loss.detach(), **figures, "gradient_norm": norm.detach()}
+        self.before_step(figures)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * self._schedule()
         self.optimizer.step()
         self.num_updates += 1
-        return {"loss": loss.detach(), **figures, "gradient_norm": norm.detach()}
+        return figures
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the policy's tensors, and those that only a resumed training needs."""

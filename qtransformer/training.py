@@ -9,11 +9,9 @@ It ties the dataset package to the learner, so nothing else may import it but th
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,15 +21,23 @@ import torch
 from rich.console import Console
 
 from qtransformer.baselines import LEARNERS
-from qtransformer.checkpoint import checkpoint_folders, load_checkpoint, save_checkpoint
+from qtransformer.batch import DatasetSpec
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.console import progress
 from qtransformer.deploy.controller import WordEncoder
+from qtransformer.files import write_durably
+from qtransformer.following import BEST, Clock, Interrupted, PeriodicEvaluation, tensorboard
+from qtransformer.guard import Guard, LogPlaces
 from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
+from qtransformer.provenance import add_session
+from qtransformer.run_folder import Metrics, can_resume, claimed, keeping
+from qtransformer.signals import Stopped, StopWish, stop_wish
 from qtransformer.token_report import print_token_report, token_report
 from qtransformer.training_log import file_identity, open_training_log, print_findings, raise_on_misfit
+from qtransformer.training_state import TrainingState
+from qtransformer.watch import Watch
 from qtransformer_datasets.check import Finding, check_dataset, raise_on_errors
 from qtransformer_datasets.prefetch import Prefetcher
 from qtransformer_datasets.returns import return_range
@@ -41,6 +47,7 @@ from qtransformer_datasets.statistics import action_centres, action_noise, stati
 from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
 _BOUND_AFTER = 200  # updates until it is said what training waits for
+_NEVER_ALLOWED = "not-finite"
 _NUM_SAMPLES = 512  # logged windows kept for export: what its parity check and golden file are made of
 
 
@@ -48,38 +55,86 @@ def train(config: TrainConfig) -> Path:
     """Trains as `config` says and returns the run folder.
 
     Raises:
-        RunError, DatasetError: a setting, the folder or the data cannot be used; nothing was overwritten.
+        RunError, DatasetError: a setting, the folder or the data cannot be used; nothing was overwritten. Or the disk
+            is full; what was saved before is kept.
+        Stopped: Ctrl-C or SIGTERM; all is saved.
     """
-    dataset, findings = load_dataset(config)
-    resume = _prepare_folder(config)
+    return train_on(config, *load_dataset(config))
+
+
+def train_on(config: TrainConfig, dataset: EpisodeDataset, findings: Sequence[Finding]) -> Path:
+    """Does what `train` does, on what `load_dataset` returned."""
+    with claimed(config.out), _deterministic(config.deterministic), stop_wish() as wish:
+        _train(config, dataset, wish)
+    print_findings(findings)  # once more: what was said an hour ago is out of sight
+    return config.out
+
+
+def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None:
+    is_resumed = can_resume(config)
     torch.manual_seed(config.seed)
     torch.set_num_threads(config.num_threads)
     learner, sampler, info = build(config, dataset)
-    step = _restore(config.out, learner, sampler, info) if resume else _start_run(config, sampler, info)
-    save = _saver(config.out, learner, sampler, info)
-    if not resume:
+    guard, watch = Guard(learner, LogPlaces(dataset, sampler), config.out, info), Watch(learner, dataset, info)
+    evaluation = PeriodicEvaluation(config.following, config.out, info) if config.following.evaluate_every else None
+    state, metrics = TrainingState(learner, sampler, info, guard, watch), Metrics(config.out)
+    step = state.restore(config.out) if is_resumed else _begin(config, state, metrics)
+    if is_resumed:
+        metrics.keep(step)
+    else:
         actions = np.concatenate([episode.actions for episode in dataset.episodes])
         print_token_report(token_report(learner.policy.tokenizer, dataset.spec.actions, actions))
+    with keeping(config.out):
+        add_session(config.out, step, config.steps, str(learner.policy.tokenizer.low.device))
 
-    started, first_step, recent = time.perf_counter(), step, []
-    feed = Prefetcher(sampler)
-    with feed, progress(config.algorithm, config.steps, step) as advance, _metrics(config.out) as write:
+    first_step, clock = step, Clock(step, config.steps)
+    board = tensorboard(config.out, config.following.tensorboard, step)
+    with Prefetcher(sampler) as feed, progress(config.algorithm, config.steps, step) as advance, metrics, board as draw:
+        _evaluate(evaluation, state, metrics, step, wish)  # a run may have been stopped in the midst of it
         while step < config.steps:
-            recent.append(learner.update(feed.sample()))
+            figures = guard.update(feed.sample())
+            if figures is None:
+                continue
+            state.recent.add(figures)
             step += 1
+            shown, is_last = {}, step == config.steps
             if step - first_step == _BOUND_AFTER:
-                _say_what_bounds(feed.waited_s / (time.perf_counter() - started))
-            shown = {}
-            if step % config.log_every == 0 or step == config.steps:
-                rate = (step - first_step) / (time.perf_counter() - started)
-                shown = {**_means(recent), "updates_per_second": rate}
-                write({"step": step, **shown})
-                recent = []
-            if step % config.checkpoint_every == 0 or step == config.steps:
-                save(step)
+                _say_what_bounds(clock.figures(step, feed.waited_s)["data_share"])
+            if step % config.log_every == 0 or is_last:
+                shown = state.recent.take_means() | watch.figures() | guard.counts(step)
+                shown |= clock.figures(step, feed.waited_s)
+                metrics.write({"step": step, **shown})
+                draw(metrics.lines[-1])
+                shown["minutes_left"] = clock.minutes_left(step)
+            if result := _evaluate(evaluation, state, metrics, step, wish):
+                draw({"step": step, **result})
             advance(**shown)
-    print_findings(findings)  # once more: what was said an hour ago is out of sight
-    return config.out
+            if step % config.checkpoint_every == 0 or is_last or wish.is_there:
+                metrics.sync()
+                state.save(config.out, step)
+                watch.look([line for line in metrics.lines if "loss" in line])
+            if wish.is_there and not is_last:
+                where = f"update {step} of {config.steps} is saved in {config.out}"
+                raise Stopped(wish, f"{where}; go on with the same command and --resume")
+    watch.repeat()
+
+
+def _evaluate(
+    evaluation: PeriodicEvaluation | None, state: TrainingState, metrics: Metrics, step: int, wish: StopWish
+) -> dict[str, float]:
+    """Plays where it is time to and was not done yet, and keeps the policy if it is the best; returns the result."""
+    config = state.config
+    is_done = any(line["step"] == step and "success_rate" in line for line in metrics.lines)
+    if evaluation is None or not step or step % config.following.evaluate_every or is_done:
+        return {}
+    try:
+        result = evaluation.play(state.learner.policy, wish)
+    except Interrupted:
+        return {}
+    if evaluation.is_best(result):
+        state.save(config.out / BEST, step, result)
+    metrics.write({"step": step, **result})
+    return result
 
 
 def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
@@ -92,7 +147,10 @@ def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
     findings = check_dataset(dataset)
     try:
         raise_on_errors(findings, config.data.allow)
+        raise_on_errors([each for each in findings if each.code == _NEVER_ALLOWED])
     except DatasetError as error:
+        if _NEVER_ALLOWED in config.data.allow:
+            raise DatasetError(f"{error}; --allow cannot help: such a log has no mean and no range") from error
         raise DatasetError(f"{error}; or train in spite of it with --allow CODE") from error
     print_findings(findings)
     raise_on_misfit(dataset)
@@ -119,6 +177,7 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         "statistics": _plain(statistics(dataset) | _text_statistics(known, encoder)),
         "instructions": list(encoder.known),
         "action_centres": _action_centres(dataset, config),
+        "action_noise": action_noise(dataset).tolist(),
         "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.return_discount), strict=True)),
         "dataset": {
             "path": str(dataset.path),
@@ -127,96 +186,40 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
             "episodes": dataset.num_episodes,
         },
     }
-    device = _device(config.device)
+    device = usable_device(config.device)
     _check_compiler(config, device)
-    policy = build_policy(config, dataset.spec, info["statistics"], info["action_centres"]).to(device)
-    scale, noise = ReturnScale(**info["return_scale"]), action_noise(dataset).tolist()
-    learner = LEARNERS[config.algorithm](policy, config, scale, noise)
-    return learner, sampler, info
+    return build_learner(info, device), sampler, info
 
 
-def _prepare_folder(config: TrainConfig) -> bool:
-    """Returns whether there is a checkpoint to resume from; makes the folder.
+def build_learner(info: Mapping[str, Any], device: torch.device) -> Learner:
+    """Returns a fresh learner of the run that `info` describes."""
+    config, spec = TrainConfig.from_json(info["config"]), DatasetSpec.from_json(info["spec"])
+    policy = build_policy(config, spec, info["statistics"], info["action_centres"]).to(device)
+    return LEARNERS[config.algorithm](policy, config, ReturnScale(**info["return_scale"]), info["action_noise"])
+
+
+def _begin(config: TrainConfig, state: TrainingState, metrics: Metrics) -> int:
+    """Writes what stays the same during the run, the settings first; returns step 0.
 
     Raises:
-        RunError: the folder already holds a run and --resume was not given, or holds a run of other settings.
+        RunError: the disk is full, or the folder cannot be written.
     """
-    written = config.out / "config.json"
-    if config.resume and written.exists():
-        before, now = _read_settings(written), config.to_json()
-        changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("resume", "steps", "out"))
-        if changed:
-            raise RunError(
-                f"--resume {config.out}: settings differ from the run's ({', '.join(changed)}); use the same"
-            )
-        return bool(checkpoint_folders(config.out))
-    if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
-        raise RunError(f"--out {config.out}: already holds something; choose another folder, or --resume a run")
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--out {config.out}: cannot be made ({error.strerror}); choose another folder") from error
-    return False
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path}: is damaged ({error}); begin a new run in another --out") from error
-
-
-def _start_run(config: TrainConfig, sampler: SegmentSampler, info: dict[str, Any]) -> int:
-    """Writes what stays the same during the run; returns step 0."""
+    settings, sampler = json.dumps(state.info["config"], indent=1), state.sampler
     chosen = np.linspace(0, sampler.num_steps - 1, min(_NUM_SAMPLES, sampler.num_steps)).astype(int)
     batch = sampler.segments(chosen)
     window = config.model.window
-    frames = {f"observations/{key}": value[:, :window] for key, value in batch.observations.items()}
-    np.savez_compressed(config.out / "samples.npz", num_frames=batch.is_valid[:, :window].sum(axis=1), **frames)
-    (config.out / "metrics.jsonl").write_text("")  # a run that was interrupted before its first checkpoint left lines
-    (config.out / "config.json").write_text(json.dumps(info["config"], indent=1))
+    arrays = {f"observations/{key}": value[:, :window] for key, value in batch.observations.items()}
+    arrays["num_frames"] = batch.is_valid[:, :window].sum(axis=1)
+
+    def write_samples(path: Path) -> None:
+        with path.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, **arrays)
+
+    with keeping(config.out):
+        write_durably(config.out / "config.json", lambda path: path.write_text(settings))
+        write_durably(config.out / "samples.npz", write_samples)
+    metrics.clear()
     return 0
-
-
-def _restore(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str, Any]) -> int:
-    """Loads the newest checkpoint and drops the metrics written after it; returns its step."""
-    checkpoint = load_checkpoint(run)
-    if checkpoint.info["dataset"]["fingerprint"] != info["dataset"]["fingerprint"]:
-        raise RunError(f"--resume {run}: --dataset holds other data than the run began with; give the same dataset")
-    learner.load_state(checkpoint.weights, checkpoint.training_tensors())
-    sampler.load_state_dict(checkpoint.info["sampler"])
-    step = checkpoint.info["step"]
-    metrics = run / "metrics.jsonl"
-    kept = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
-    metrics.write_text("".join(line + "\n" for line in kept))
-    return step
-
-
-def _step_of(line: str) -> float:
-    """Returns the step of a line of metrics.jsonl; infinity where a crash cut the line short."""
-    try:
-        return float(json.loads(line)["step"])
-    except ValueError:
-        return math.inf
-
-
-@contextmanager
-def _metrics(run: Path) -> Iterator[Callable[[dict[str, int | float]], None]]:
-    with (run / "metrics.jsonl").open("a") as file:
-
-        def write(record: dict[str, int | float]) -> None:
-            file.write(json.dumps(record) + "\n")
-            file.flush()
-
-        yield write
-
-
-def _saver(run: Path, learner: Learner, sampler: SegmentSampler, info: dict[str, Any]) -> Callable[[int], Path]:
-    def save(step: int) -> Path:
-        weights, training = learner.state()
-        return save_checkpoint(run, {"step": step, **info, "sampler": sampler.state_dict()}, weights, training)
-
-    return save
 
 
 def _say_what_bounds(waited: float) -> None:
@@ -228,11 +231,33 @@ def _say_what_bounds(waited: float) -> None:
     Console(stderr=True).print(f"{waited:.1%} of the time waits for data; {advice}", highlight=False)
 
 
+@contextmanager
+def _deterministic(is_asked_for: bool) -> Iterator[None]:
+    """Forbids torch every algorithm that does not give the same bits each time; afterwards all is as it was."""
+    if not is_asked_for:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA's matrix products begin
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
 def _action_centres(dataset: EpisodeDataset, config: TrainConfig) -> list[list[float]] | None:
     return action_centres(dataset, config.tokens.num_cells).tolist() if config.tokens.binning == "quantile" else None
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """Returns the device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        RunError: there is none, or it cannot be used.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -262,8 +287,3 @@ def _text_statistics(known: Mapping[str, Sequence[str]], encoder: WordEncoder) -
     """Returns the moments of the vectors of each key's different texts."""
     tables = {key: np.stack([encoder.encode(text) for text in texts]) for key, texts in known.items()}
     return {key: {"mean": table.mean(axis=0), "std": table.std(axis=0)} for key, table in tables.items()}
-
-
-def _means(records: Iterable[dict[str, torch.Tensor]]) -> dict[str, float]:
-    columns = list(records)
-    return {key: torch.stack([each[key] for each in columns]).mean().item() for key in columns[0]}

@@ -16,7 +16,10 @@ class CoastEnv(gymnasium.Env):
     def __init__(self, bad_from: int = 99, on_step: Any = None):
         self.bad_from, self.on_step = bad_from, on_step
         box = gymnasium.spaces.Box
-        spaces = {"state": box(-1e9, 1e9, (2,), np.float32), "goal": box(-1, 1, (1,), np.float32)}
+        spaces: dict[str, gymnasium.Space] = {
+            "state": box(-1e9, 1e9, (2,), np.float32),
+            "goal": box(-1, 1, (1,), np.float32),
+        }
         self.observation_space = gymnasium.spaces.Dict(spaces)
         self.action_space = box(-2, 2, (2,), np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import resource
@@ -15,7 +16,13 @@ import qtransformer
 import qtransformer_datasets
 import qtransformer_envs
 from qtransformer import checkpoint as module
-from qtransformer.checkpoint import CheckpointError, checkpoint_folders, load_checkpoint, save_checkpoint
+from qtransformer.checkpoint import (
+    CheckpointError,
+    checkpoint_folders,
+    load_checkpoint,
+    save_checkpoint,
+    set_aside_newer,
+)
 
 WEIGHTS = {"a.weight": torch.randn(3, 2), "a.bias": torch.tensor(1.5), "ids": torch.arange(3)}
 TRAINING = {"optimizer.0.exp_avg": torch.randn(3, 2), "num_updates": torch.tensor(7)}
@@ -79,7 +86,7 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_new_name_after_it(t
     monkeypatch.setattr(module, "fsync", lambda path: synced.append((path, (folder / "step_000000010").exists())))
     final = save(tmp_path)
     beside = folder / "step_000000010.writing"
-    names = ("weights.safetensors", "training.safetensors", "checkpoint.json")
+    names = ("weights.safetensors", "training.safetensors", "checkpoint.json", "SHA256SUMS")
     assert sorted(synced[:-2]) == sorted((beside / name, False) for name in names)
     assert synced[-2:] == [(beside, False), (final.parent, True)]
 
@@ -96,6 +103,7 @@ def test_a_full_disk_is_explained_and_leaves_the_older_one(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert load_checkpoint(tmp_path).info["step"] == 10
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000000010"]  # the rest was removed
 
 
 def test_a_folder_that_cannot_be_made_is_explained(tmp_path):
@@ -114,27 +122,70 @@ def test_another_format_version(tmp_path):
     path = save(tmp_path) / "checkpoint.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "format_version": 99, "versions": {"qtransformer": "7.1"}}))
-    with pytest.raises(CheckpointError, match=r"checkpoint format \(99\) must be 4; open it with qtransformer 7\.1"):
+    with pytest.raises(CheckpointError, match=r"checkpoint format \(99\) must be 5; open it with qtransformer 7\.1"):
         load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", '{"format_ver', "{}", "[]", "null", "\x00" * 40])
 def test_a_damaged_description(tmp_path, content):
     (save(tmp_path) / "checkpoint.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.json: is damaged .*; use an earlier checkpoint"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.json: is damaged .*, and no other is there; take a copy"):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["weights", "training"])
-@pytest.mark.parametrize("damage", ["missing", "cut", "empty", "noise"])
-def test_damaged_tensors(tmp_path, name, damage):
-    path = save(tmp_path) / f"{name}.safetensors"
+FILES = ["weights.safetensors", "training.safetensors", "checkpoint.json", "SHA256SUMS"]
+
+
+def damage(path, how):
     content = path.read_bytes()
-    path.write_bytes({"missing": b"", "cut": content[:-3], "empty": b"", "noise": b"\xff" * 100}[damage])
-    if damage == "missing":
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    path.write_bytes({"missing": b"", "cut": content[:-3], "empty": b"", "noise": b"\xff" * 100, "bit": flipped}[how])
+    if how == "missing":
         path.unlink()
-    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: is missing or damaged"):
-        load_checkpoint(tmp_path).training_tensors()
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["missing", "cut", "empty", "noise", "bit"])
+def test_a_damaged_file_is_named_and_the_checkpoint_before_is_used(tmp_path, capsys, name, how):
+    save(tmp_path, 10)
+    damage(save(tmp_path, 20) / name, how)
+    assert load_checkpoint(tmp_path).info["step"] == 10
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"skipped: .*step_000000020/\S+: is .*damaged .*\); the one before is used\n", said)
+    damage(tmp_path / "checkpoints" / "step_000000010" / name, how)
+    with pytest.raises(CheckpointError, match=r"step_000000010/.* is .*damaged .*, and no other is there; take a copy"):
+        load_checkpoint(tmp_path)
+
+
+def test_the_sums_are_those_of_sha256sum(tmp_path):
+    lines = (save(tmp_path) / "SHA256SUMS").read_text().splitlines()
+    folder = tmp_path / "checkpoints" / "step_000000010"
+    expected = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in sorted(FILES[:3])]
+    assert sorted(lines) == sorted(expected)
+
+
+def test_newer_ones_are_set_aside(tmp_path):
+    for step in (10, 20):
+        save(tmp_path, step)
+    set_aside_newer(tmp_path, 20)
+    set_aside_newer(tmp_path, 10)
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step_000000010"]
+    assert (tmp_path / "checkpoints" / "step_000000020.damaged").is_dir()
+    save(tmp_path, 20)
+    set_aside_newer(tmp_path, 10)  # a second time
+    assert [path.name for path in checkpoint_folders(tmp_path)] == ["step_000000010"]
+
+
+def test_one_that_cannot_be_set_aside(tmp_path, monkeypatch):
+    save(tmp_path)
+
+    def refuse(self, target):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(CheckpointError, match=r"is damaged, and cannot be renamed \(.*Read-only.*\); remove it"):
+        set_aside_newer(tmp_path, 5)
 
 
 def test_no_pickle_in_our_packages():
@@ -146,9 +197,3 @@ def test_no_pickle_in_our_packages():
     found = re.compile(r"import pickle|import (dill|joblib)|torch\.(load|save)\(|allow_pickle=True")
     assert [str(file) for file in files if found.search(file.read_text())] == []
     assert len(files) > 20
-
-
-def test_the_revision_is_that_of_this_checkout_or_unknown(monkeypatch):
-    assert module.git_revision() is None or re.fullmatch(r".*[0-9a-f]{40}\+?", str(module.git_revision()))
-    monkeypatch.setenv("PATH", "")
-    assert module.git_revision() is None

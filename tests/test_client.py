@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from controller_fixtures import observation
 from serve_fixtures import running
-from test_controller import folder, observation, write_bundle  # noqa: F401
+from test_controller import folder  # noqa: F401
 from websockets.sync.server import ServerConnection, serve
 
 from qtransformer.serve.client import PolicyClient, PolicyServerError

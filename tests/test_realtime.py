@@ -79,8 +79,8 @@ def test_a_slow_environment_is_no_missed_deadline_of_the_controller_unless_ticks
 
 
 def test_an_episode_ends_where_the_controller_gives_up(tmp_path: Path):
-    limits = {"observations": {"state": {"hard_low": [-9.0, -9.0], "hard_high": [9.0, 9.0]}}}
-    report = drive(write_bundle(tmp_path), [0.01] * 4, bad_from=1, **limits)
+    ranges = {"state": {"hard_low": [-9.0, -9.0], "hard_high": [9.0, 9.0]}}
+    report = drive(write_bundle(tmp_path), [0.01] * 4, bad_from=1, observations=ranges)
     (episode,) = report["episodes"]
     assert "3 refused steps" in episode["stopped"] or "element 0 is 1e+08" in episode["stopped"]
     assert (report["successes"], report["counters"]["hard_range"]) == (0, 3)

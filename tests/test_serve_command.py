@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from controller_fixtures import observation
 from serve_fixtures import TEXT, RawSocket, serving
-from test_controller import folder, observation, write_bundle  # noqa: F401
+from test_controller import folder  # noqa: F401
 from test_protocol import BOMBS, MALFORMED, framed
 
 from qtransformer.cli import main

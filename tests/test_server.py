@@ -11,8 +11,9 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
+from controller_fixtures import observation
 from serve_fixtures import BINARY, TEXT, RawSocket, errors, http, running, wait_for
-from test_controller import folder, observation, write_bundle  # noqa: F401
+from test_controller import folder  # noqa: F401
 
 from qtransformer.deploy.controller import Controller
 from qtransformer.serve.client import PolicyClient, PolicyServerError
@@ -154,7 +155,7 @@ def test_of_each_client_one_request_waits_and_they_take_turns(folder: Path, monk
     """While the policy is busy, the first client's ten further requests do not go before the second's only one."""
     step, goes_on, is_deciding, order = Controller.step, Event(), Lock(), []
 
-    def slow(self: Controller, given: Any) -> np.ndarray:
+    def slow(self: Controller, given: Any) -> np.ndarray | None:
         assert is_deciding.acquire(blocking=False), "two decisions at the same time"
         goes_on.wait(30)
         order.append(float(given["goal"][0]))

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from controller_fixtures import observation
 from serve_fixtures import BINARY, TEXT, RawSocket, errors, http, running, wait_for
-from test_controller import folder, observation, write_bundle  # noqa: F401
+from test_controller import folder  # noqa: F401
 from test_protocol import MALFORMED, framed
 
 from qtransformer.config import RunError
@@ -81,7 +82,7 @@ def test_empty_fragments_without_end_are_cut_off(folder: Path):  # noqa: F811
 def test_what_is_sent_ahead_stays_in_the_socket(folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     step, goes_on, num_sent = Controller.step, Event(), 0
 
-    def stuck(self: Controller, given: Any) -> np.ndarray:
+    def stuck(self: Controller, given: Any) -> np.ndarray | None:
         goes_on.wait(30)
         return step(self, given)
 
@@ -100,7 +101,7 @@ def test_what_is_sent_ahead_stays_in_the_socket(folder: Path, monkeypatch: pytes
 
 
 def test_an_error_of_ours_tells_the_client_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any):  # noqa: F811
-    def broken(self: Controller, given: Any) -> np.ndarray:
+    def broken(self: Controller, given: Any) -> np.ndarray | None:
         raise KeyError("/home/me/secret.py")
 
     monkeypatch.setattr(Controller, "step", broken)
@@ -161,7 +162,7 @@ def test_a_handshake_must_end(folder: Path, start: bytes):  # noqa: F811
 def test_a_stop_ends_with_the_answer_under_way(folder: Path, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     step, is_busy, goes_on = Controller.step, Event(), Event()
 
-    def slow(self: Controller, given: Any) -> np.ndarray:
+    def slow(self: Controller, given: Any) -> np.ndarray | None:
         is_busy.set()
         goes_on.wait(30)
         return step(self, given)
@@ -185,7 +186,7 @@ def test_a_stop_ends_with_the_answer_under_way(folder: Path, monkeypatch: pytest
 def test_a_stop_does_not_wait_for_ever(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any):  # noqa: F811
     is_busy, goes_on = Event(), Event()
 
-    def stuck(self: Controller, given: Any) -> np.ndarray:
+    def stuck(self: Controller, given: Any) -> np.ndarray | None:
         is_busy.set()
         goes_on.wait(30)
         raise ControllerError("too late")

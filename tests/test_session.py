@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_controller import CARD, folder, observation, write_bundle  # noqa: F401
+from controller_fixtures import CARD, observation
+from test_controller import folder  # noqa: F401
 
 from qtransformer.config import RunError
 from qtransformer.deploy.controller import Controller, ControllerError
@@ -17,7 +18,7 @@ from qtransformer.serve.session import Session, describe, room_for
 
 @pytest.fixture
 def controller(folder: Path) -> Controller:  # noqa: F811
-    return Controller(folder)
+    return Controller(folder, raises=True)
 
 
 @pytest.fixture

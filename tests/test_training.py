@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 from dataset_fixtures import make_episode
 from learner_fixtures import assert_same_bits, make_config, write_log
 
+from qtransformer.baselines import LEARNERS, BehaviourCloning
 from qtransformer.checkpoint import CheckpointError, checkpoint_folders, load_checkpoint
 from qtransformer.config import LearningConfig, RunError
 from qtransformer.training import train
@@ -23,6 +27,9 @@ def log(tmp_path_factory):
     return write_log(tmp_path_factory.mktemp("training") / "log")
 
 
+TIMED = ("updates_per_second", "data_share")
+
+
 def make_run(log, out, **changes):
     settings = {"dataset": log, "out": out, "steps": 20, "log_every": 5, "checkpoint_every": 10, **changes}
     return make_config(**settings)
@@ -30,7 +37,7 @@ def make_run(log, out, **changes):
 
 def metrics(run, *, timed=False):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in each.items() if timed or key != "updates_per_second"} for each in lines]
+    return [{key: value for key, value in each.items() if timed or key not in TIMED} for each in lines]
 
 
 def all_tensors(run):
@@ -65,10 +72,11 @@ def whole(log, tmp_path_factory):
 
 
 def test_what_a_run_leaves_behind(whole, log):
-    assert sorted(path.name for path in whole.iterdir()) == [
+    assert sorted(path.name for path in whole.iterdir() if path.suffix != ".diff") == [
         "checkpoints",
         "config.json",
         "metrics.jsonl",
+        "run.json",
         "samples.npz",
     ]
     assert [path.name for path in checkpoint_folders(whole)] == ["step_000000010", "step_000000020"]
@@ -95,6 +103,17 @@ def test_the_same_seed_gives_the_same_bits(whole, log, tmp_path):
     assert metrics(whole) == metrics(again)
     other = train(make_run(log, tmp_path / "other", seed=1, steps=1))
     assert metrics(other)[0]["loss"] != metrics(whole)[0]["loss"]
+
+
+def test_deterministic_runs_have_the_same_bits_and_change_nothing_outside(whole, log, tmp_path, monkeypatch):
+    asked = []
+    choose = torch.use_deterministic_algorithms
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: asked.append(on) or choose(on))
+    runs = [train(make_run(log, tmp_path / name, deterministic=True)) for name in ("first", "second")]
+    assert asked == [True, False] * 2
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same_bits(all_tensors(runs[0]), all_tensors(runs[1]))
+    assert_same_bits(all_tensors(runs[0]), all_tensors(whole))  # on a CPU
 
 
 @pytest.mark.parametrize("after", [12, 17])
@@ -197,7 +216,7 @@ def test_a_folder_that_holds_something_is_refused(whole, log, tmp_path):
         train(make_run(log, tmp_path, resume=True))
     with pytest.raises(RunError, match="already holds something"):
         train(make_run(log, tmp_path / "notes.txt"))
-    with pytest.raises(RunError, match=r"--out .*run: cannot be made \(Not a directory\); choose another folder"):
+    with pytest.raises(RunError, match=r"--out .*run: cannot be made or locked \(Not a directory\)"):
         train(make_run(log, tmp_path / "notes.txt" / "run"))
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -215,14 +234,78 @@ def test_resume_with_other_data_is_refused(log, tmp_path):
         train(make_run(tmp_path / "log", tmp_path / "run", steps=4, resume=True))
 
 
+def test_resume_passes_over_a_damaged_checkpoint(whole, log, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    (run / "checkpoints" / "step_000000020" / "training.safetensors").write_bytes(b"noise")
+    train(make_run(log, run, resume=True))
+    assert "step_000000020/training.safetensors: is damaged" in capsys.readouterr().err
+    assert_same_bits(all_tensors(whole), all_tensors(run))
+    assert metrics(whole) == metrics(run)
+    names = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert names == ["step_000000010", "step_000000020", "step_000000020.damaged"]
+
+
 def test_resume_of_a_damaged_run_is_explained(log, tmp_path):
     run = train(make_run(log, tmp_path / "run", steps=2))
     (run / "checkpoints" / "step_000000002" / "training.safetensors").write_bytes(b"noise")
-    with pytest.raises(CheckpointError, match=r"training\.safetensors: is missing or damaged"):
+    with pytest.raises(CheckpointError, match=r"training\.safetensors: is damaged .*, and no other is there"):
         train(make_run(log, run, steps=4, resume=True))
     (run / "config.json").write_text('{"steps": ')
     with pytest.raises(RunError, match=r"config\.json: is damaged"):
         train(make_run(log, run, steps=4, resume=True))
+
+
+def test_damaged_metrics_do_not_stop_a_resumed_run(whole, log, tmp_path, capsys):
+    config = make_run(log, tmp_path / "run")
+    train_interrupted(config, 17)
+    path = config.out / "metrics.jsonl"
+    path.write_bytes(b"\xff\x00noise\n" + path.read_bytes())
+    train(replace(config, resume=True))
+    assert "metrics.jsonl: is damaged; 1 of 4 lines cannot be read" in capsys.readouterr().err
+    assert_same_bits(all_tensors(whole), all_tensors(config.out))
+    assert metrics(whole) == metrics(config.out)
+
+
+def test_checkpoints_between_two_lines_of_metrics_keep_the_lines(log, tmp_path):
+    settings = {"log_every": 7, "checkpoint_every": 4}
+    other = train(make_run(log, tmp_path / "other", **settings))
+    config = make_run(log, tmp_path / "run", **settings)
+    train_interrupted(config, 18)  # the line of update 21 would begin at 15, the checkpoint is that of 16
+    train(replace(config, resume=True))
+    assert metrics(other) == metrics(config.out)
+
+
+class NoisyCloning(BehaviourCloning):
+    """Draws random numbers in every update, as dropout would."""
+
+    def loss(self, batch):
+        loss, figures = super().loss(batch)
+        return loss * torch.rand(()), figures
+
+
+def test_random_generators_go_on_too(log, tmp_path, monkeypatch):
+    monkeypatch.setitem(LEARNERS, "behaviour_cloning", NoisyCloning)
+    config = make_run(log, tmp_path / "run", algorithm="behaviour_cloning")
+    other = train(replace(config, out=tmp_path / "other"))
+    train_interrupted(config, 12)
+    train(replace(config, resume=True))
+    assert_same_bits(all_tensors(other), all_tensors(config.out))
+
+
+@pytest.mark.parametrize("jump", [-1e9, 1e9])
+def test_no_logic_depends_on_the_clock_of_the_day(whole, log, tmp_path, monkeypatch, jump):
+    """The clock jumps at every look, years back or forth; every file is years newer or older than the one before."""
+    days = itertools.count(1)
+    monkeypatch.setattr("time.time", lambda: 2e9 + jump * next(days))
+    monkeypatch.setattr("time.time_ns", lambda: int(2e18 + 1e9 * jump * next(days)))
+    config = make_run(log, tmp_path / "run")
+    train_interrupted(config, 12)
+    for number, path in enumerate(sorted(config.out.rglob("*"))):
+        os.utime(path, (2e9 + jump * number / 100,) * 2)
+    train(replace(config, resume=True))
+    assert_same_bits(all_tensors(whole), all_tensors(config.out))
+    assert metrics(whole) == metrics(config.out)
+    assert all(each["updates_per_second"] > 0 for each in metrics(config.out, timed=True))
 
 
 @pytest.mark.parametrize("device", ["toaster", "cuda:99"])

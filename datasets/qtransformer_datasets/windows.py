@@ -113,9 +113,13 @@ class SegmentSampler:
 
     def batch(self, number: int) -> Batch:
         """Returns batch `number`, counted from 0: the same at every call, in every process and thread."""
-        share = self.batch_size // self._options.world_size
-        first = self._options.rank * share
-        return self.segments(self._starts.draw(number, self.batch_size)[first : first + share])
+        return self.segments(self._draw(number))
+
+    def places(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns of each segment of batch `number` the episode, and the step of the episode that it begins at."""
+        starts = self._draw(number)
+        episodes = self._episode_of_step[starts]
+        return episodes, starts - np.searchsorted(self._episode_of_step, episodes)
 
     def segments(self, starts: np.ndarray) -> Batch:
         """Returns the segments that start at the given steps, counted through all episodes in order.
@@ -156,6 +160,12 @@ class SegmentSampler:
                 "this one cannot continue; begin a new run"
             )
         self.num_given = int(state["step"])
+
+    def _draw(self, number: int) -> np.ndarray:
+        """Returns the steps at which this rank's segments of batch `number` begin."""
+        share = self.batch_size // self._options.world_size
+        first = self._options.rank * share
+        return self._starts.draw(number, self.batch_size)[first : first + share]
 
     def _copy(self, dataset: EpisodeDataset, discount: float) -> None:
         episodes = dataset.episodes

@@ -75,7 +75,8 @@ class PolicyServer:
         self.metrics = Metrics()
         self._limits = limits or Limits()
         self._token, self._tls = token, tls
-        self._controller = Controller(folder, raises=True)
+        asked_at_will = {"safety": {"max_gap_s": None}}  # a client may act on one answer for as long as it likes
+        self._controller = Controller(folder, raises=True, limits=asked_at_will)
         card = self._controller.card
         self._max_bytes = self._limits.max_request_bytes or room_for(card)
         self._greeting = pack(describe(card, self._max_bytes))

@@ -1,0 +1,112 @@
+"""All that a run must find again after an interruption, so that it ends bit by bit as if there had been none.
+
+That is the learner, the number of the next batch, the random generators, what guard and watch compare with, and the
+figures since the last line of metrics.jsonl: a line after an interruption is the mean over the same updates as without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qtransformer.checkpoint import load_checkpoint, save_checkpoint, set_aside_newer
+from qtransformer.config import RunError, TrainConfig
+from qtransformer.guard import Guard
+from qtransformer.learner import Figures, Learner
+from qtransformer.watch import Watch
+from qtransformer_datasets.windows import SegmentSampler
+
+_FIGURES, _GENERATOR, _GUARD, _WATCH = "figures.", "generator.", "guard.", "watch."
+
+
+class RecentFigures:
+    """The figures of the updates since the last line of metrics.jsonl."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Tensor]] = {}
+
+    def add(self, figures: Figures) -> None:
+        """Takes the figures of one update."""
+        for name, value in figures.items():
+            self._columns.setdefault(name, []).append(value)
+
+    def take_means(self) -> dict[str, float]:
+        """Returns the mean of each figure and forgets them."""
+        means = {name: torch.stack(values).mean().item() for name, values in self._columns.items()}
+        self._columns = {}
+        return means
+
+    def state(self) -> dict[str, Tensor]:
+        """Returns all of them."""
+        return {name: torch.stack(values) for name, values in self._columns.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continues where `state` was taken."""
+        self._columns = {name: list(values) for name, values in state.items()}
+
+
+class TrainingState:
+    """A run in memory."""
+
+    def __init__(
+        self, learner: Learner, sampler: SegmentSampler, info: dict[str, Any], guard: Guard, watch: Watch
+    ) -> None:
+        """Begins a run; `info` is the description that goes into every checkpoint."""
+        self.learner, self.sampler, self.info, self.guard, self.watch = learner, sampler, info, guard, watch
+        self.config = TrainConfig.from_json(info["config"])
+        self.recent = RecentFigures()
+
+    def save(self, run: Path, step: int, evaluation: Mapping[str, float] | None = None) -> Path:
+        """Writes a checkpoint after update `step`, with what its evaluation gave, if it had one; returns its folder.
+
+        Raises:
+            CheckpointError: the disk is full or the folder cannot be written.
+        """
+        weights, training = self.learner.state()
+        training |= {_FIGURES + name: values for name, values in self.recent.state().items()}
+        training |= {_GUARD + name: values for name, values in self.guard.state().items()}
+        training |= {_WATCH + name: values for name, values in self.watch.state().items()}
+        info = {"step": step, "evaluation": evaluation, **self.info, "sampler": self.sampler.state_dict()}
+        return save_checkpoint(run, info, weights, {**training, **_generators()})
+
+    def restore(self, run: Path) -> int:
+        """Loads the newest sound checkpoint, sets newer ones aside, and returns its step.
+
+        Raises:
+            RunError: no checkpoint can be read, or the run began with other data.
+        """
+        checkpoint = load_checkpoint(run)
+        if checkpoint.info["dataset"]["fingerprint"] != self.info["dataset"]["fingerprint"]:
+            raise RunError(f"--resume {run}: --dataset holds other data than the run began with; give the same dataset")
+        training, step = checkpoint.training_tensors(), checkpoint.info["step"]
+        self.learner.load_state(checkpoint.weights, training)
+        self.sampler.load_state_dict(checkpoint.info["sampler"])
+        self.recent.load_state(_with_prefix(_FIGURES, training))
+        if guard := _with_prefix(_GUARD, training):  # a checkpoint of before the guard has none
+            self.guard.load_state(guard)
+            self.watch.load_state(_with_prefix(_WATCH, training))
+        _set_generators(_with_prefix(_GENERATOR, training))
+        set_aside_newer(run, step)
+        return step
+
+
+def _generators() -> dict[str, Tensor]:
+    """Returns the states of torch's generators: that of the CPU, and of each GPU."""
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return {f"{_GENERATOR}cpu": torch.get_rng_state(), **{f"{_GENERATOR}{i}": each for i, each in enumerate(cuda)}}
+
+
+def _set_generators(states: Mapping[str, Tensor]) -> None:
+    for name, state in states.items():
+        if name == "cpu":
+            torch.set_rng_state(state)
+        elif int(name) < torch.cuda.device_count():
+            torch.cuda.set_rng_state(state, int(name))
+
+
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
