@@ -20,6 +20,10 @@ if ARE_SHAPES_CHECKED:
         raise RuntimeError("qtransformer must not be imported before tests/conftest.py, or its shapes go unchecked")
     install_import_hook("qtransformer", "beartype.beartype")
 
+from qtransformer.pictures import choose_renderer  # noqa: E402 - after the hook, and before any test imports MuJoCo
+
+choose_renderer()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips, in a call with shape checks, the tests that cannot pass under them."""

@@ -150,9 +150,21 @@ def test_missing_graphics_says_what_to_install(env, monkeypatch):
     def fail(*args, **kwargs):
         raise AttributeError("no backend")
 
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+
     monkeypatch.setattr(mujoco, "Renderer", fail)
     env.render_mode = "rgb_array"
     with pytest.raises(RuntimeError, match=r"no backend.*libegl1.*MUJOCO_GL=egl.*libosmesa6"):
+        env.render()
+
+
+def test_without_a_screen_a_window_is_not_tried(env, monkeypatch):
+    """MuJoCo would end the process."""
+    for name in ("DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    env.render_mode = "rgb_array"
+    with pytest.raises(RuntimeError, match=r"there is no screen, and MUJOCO_GL names no renderer.*MUJOCO_GL=egl"):
         env.render()
 
 

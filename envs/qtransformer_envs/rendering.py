@@ -10,6 +10,9 @@ It must not know any task.
 
 from __future__ import annotations
 
+import os
+import sys
+
 import mujoco
 import numpy as np
 
@@ -30,6 +33,8 @@ class FastRenderer:
         model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
         model.vis.global_.offheight = max(height, model.vis.global_.offheight)
         self._camera = camera
+        if _needs_screen():
+            raise RuntimeError(_HELP.format(error="there is no screen, and MUJOCO_GL names no renderer without one"))
         try:
             self._renderer = mujoco.Renderer(model, height=height, width=width)
         except Exception as error:  # each backend fails in its own way
@@ -52,3 +57,9 @@ class FastRenderer:
     def close(self) -> None:
         """Frees the graphics context."""
         self._renderer.close()
+
+
+def _needs_screen() -> bool:
+    """Returns whether MuJoCo would open a window where there is no screen, which ends the process."""
+    has_screen = "DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ
+    return sys.platform == "linux" and not has_screen and os.environ.get("MUJOCO_GL", "glfw") == "glfw"
