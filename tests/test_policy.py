@@ -79,7 +79,7 @@ def test_values_are_bit_equal_in_every_row():
 
 
 def test_reset_forgets_the_history():
-    policy = CheckpointPolicy(random_policy())
+    policy = CheckpointPolicy(random_policy(LearningConfig(support_temperature=0.03)))
     first, second = play(policy, [0]), play(policy, [0])
     assert first.tobytes() == second.tobytes()
     policy.reset(0)

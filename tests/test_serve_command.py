@@ -156,7 +156,7 @@ def test_a_key_with_a_passphrase_is_not_asked_for(folder: Path, tmp_path: Path, 
 
 
 def test_no_bundle(tmp_path: Path, capsys: Any):
-    assert "policy.json: is missing or damaged" in fail(capsys, tmp_path)
+    assert "SHA256SUMS: is missing or damaged" in fail(capsys, tmp_path)
 
 
 @pytest.mark.parametrize("package", ["msgpack", "websockets"])

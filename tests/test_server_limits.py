@@ -237,7 +237,7 @@ def test_with_the_token(folder: Path):  # noqa: F811
 
 
 def test_no_bundle(tmp_path: Path):
-    with pytest.raises(ControllerError, match=r"policy.json: is missing or damaged"):
+    with pytest.raises(ControllerError, match=r"SHA256SUMS: is missing or damaged"):
         PolicyServer(tmp_path)
 
 

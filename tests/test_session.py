@@ -110,6 +110,7 @@ def test_metadata_tell_what_a_robot_needs_and_no_more():
         "schema_version": CARD["schema_version"],
         "observations": CARD["observations"],
         "actions": CARD["actions"],
+        "control_hz": CARD["control_hz"],
         "history_length": CARD["history_length"],
         "instructions": ["lift"],
         "sha256": {"policy.onnx": "ab"},
