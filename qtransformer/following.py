@@ -163,7 +163,9 @@ def _wandb(config: TrainConfig) -> Iterator[Writer]:
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.Error as error:
-        raise RunError(f"--wandb: {error}; log in with `wandb login`, or leave WANDB_MODE at offline") from error
+        raise RunError(
+            f"--wandb: {str(error).rstrip('.')}; log in with `wandb login`, or leave WANDB_MODE at offline"
+        ) from error
     with session:
         yield lambda record: session.log(
             {name: value for name, value in record.items() if name != "step"}, step=int(record["step"])

@@ -55,7 +55,7 @@ def _rung_card(rung: Rung) -> str:
 
 def _interventions(run: RunRecord) -> Iterator[str]:
     if len(run.sessions) > 1:
-        resumed = ", ".join(f"{each.get('first_step', '?'):,}" for each in run.sessions[1:])
+        resumed = ", ".join(str(each.get("first_step", "?")) for each in run.sessions[1:])
         yield f"Training was interrupted and gone on with at update {resumed}."
     if run.step < run.config.steps:
         yield f"Training stands at update {run.step:,} of {run.config.steps:,}."
@@ -126,9 +126,8 @@ def _facts(run: RunRecord) -> Iterator[tuple[str, str]]:
         yield f"{prefix}command", str(session.get("command"))
         yield f"{prefix}updates", f"from {session.get('first_step')} to {session.get('steps')} at most"
         yield f"{prefix}machine", f"{session.get('device')}, {session.get('processor')}"
-        yield (
-            f"{prefix}versions",
-            ", ".join(f"{name} {each}" for name, each in dict(session.get("versions") or {}).items()),
-        )
+        versions = session.get("versions")
+        named = versions.items() if isinstance(versions, Mapping) else ()
+        yield f"{prefix}versions", ", ".join(f"{name} {each}" for name, each in named) or "not known"
         changed = f", changed: {session['changes']}" if session.get("changes") else ""
         yield f"{prefix}git revision", f"{session.get('git_revision')}{changed}"

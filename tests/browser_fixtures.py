@@ -24,10 +24,10 @@ NEEDED = "needs a browser: apt-get install chromium chromium-driver, and pip ins
 
 # Elements that stick out of the window, but for those inside of a box that scrolls.
 STICKING_OUT = """
-const found = [];
+const found = [], width = document.documentElement.clientWidth;  // without the bar that scrolls
 for (const element of document.querySelectorAll('body *')) {
   const box = element.getBoundingClientRect();
-  if (box.width === 0 || (box.right <= innerWidth + 0.5 && box.left >= -0.5)) continue;
+  if (box.width === 0 || (box.right <= width + 0.5 && box.left >= -0.5)) continue;
   let above = element.parentElement, is_inside = false;
   while (above) {
     is_inside ||= ['auto', 'scroll'].includes(getComputedStyle(above).overflowX);
@@ -106,8 +106,8 @@ def open_browser(folder: Path) -> Iterator[Browser]:
     if binary is None or driver_path is None:
         pytest.skip(NEEDED)
     pytest.importorskip("selenium", reason=NEEDED)
-    from selenium.webdriver import Chrome, ChromeOptions
-    from selenium.webdriver.chrome.service import Service
+    from selenium.webdriver import Chrome, ChromeOptions  # pyright: ignore[reportMissingImports]
+    from selenium.webdriver.chrome.service import Service  # pyright: ignore[reportMissingImports]
 
     options = ChromeOptions()
     options.binary_location = binary

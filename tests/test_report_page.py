@@ -22,7 +22,8 @@ def report(tmp_path_factory) -> Report:
     folder = tmp_path_factory.mktemp("page")
     runs, successes = train_some(folder), {"o0": 9, "o1": 10, "bc": 1, "expert": 10}
     files = {
-        name: write_outcomes(folder / name, [True] * num + [False] * (10 - num)) for name, num in successes.items()
+        name: write_outcomes(folder / f"{name}.json", [True] * num + [False] * (10 - num))
+        for name, num in successes.items()
     }
     evaluations = (f"ours={files['o0']},{files['o1']}", f"cloning={files['bc']}", f"expert={files['expert']}")
     words = [f"ours={runs['ours0']},{runs['ours1']}", f"cloning={runs['bc']}"]
@@ -127,8 +128,8 @@ def test_names_of_users_are_escaped(report):
 
 def test_many_methods_stay_far_below_ten_megabytes(report):
     names = [f"method {index}" for index in range(12)]
-    methods = dict.fromkeys(names, report.methods["ours"])
-    explanations = dict.fromkeys(names, report.explanations["ours"])
+    methods = {name: report.methods["ours"] for name in names}  # noqa: C420 - pyright takes the values of fromkeys for None
+    explanations = {name: report.explanations["ours"] for name in names}  # noqa: C420
     assert len(render(Report(methods, None, None, {}, explanations), "")) < 2_000_000
 
 
