@@ -85,7 +85,7 @@ def _along(explanation: Explanation) -> Iterator[str]:
     if episode.predictions is not None:
         names |= {"logged": "Q of the logged action", "greedy": "V, value of the state"}
     yield _legend({f"curve {kind}": text for kind, text in names.items()})
-    yield f'<div class="card scroll" tabindex="0">{value_chart(episode)}</div>'
+    yield page.box(value_chart(episode))
 
 
 def _tokens(explanation: Explanation) -> Iterator[str]:
@@ -169,7 +169,7 @@ def alarm_card(alarm: Alarm) -> str:
 def _groups(calibration: Calibration) -> str:
     heads = ("predicted", "realised", "95 % interval", "steps", "episodes")
     table = page.table(heads, map(_cells, calibration.groups))
-    return f'<div class="card scroll" tabindex="0">{table}</div>'
+    return page.box(table)
 
 
 def _cells(group: Group) -> tuple[str, ...]:

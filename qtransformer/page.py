@@ -136,6 +136,11 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
+def box(content: str, kind: str = "") -> str:
+    """Returns a card in which what is wide scrolls, also by the keyboard; `kind` are more classes of it."""
+    return f'<div class="{f"card scroll {kind}".strip()}" tabindex="0">{content}</div>'
+
+
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
     """Returns names and what they are on a card. Unlike all other parts, these are text, and escaped."""
     rows = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in pairs)

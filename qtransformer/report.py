@@ -27,12 +27,10 @@ from qtransformer.config import RunError, TrainConfig
 from qtransformer.explain import Explanation, explain
 from qtransformer.explain_log import open_log
 from qtransformer.loading import open_policy
-from qtransformer.run_records import RunRecord, read_run
+from qtransformer.run_records import Methods, RunRecord, read_run
 from qtransformer.training_log import open_training_log
 from qtransformer_datasets.schema import DatasetError, EpisodeDataset
 
-Methods = Mapping[str, Sequence[RunRecord]]
-"""The trainings of each method, by its name."""
 _POINTS = 5.0  # difference in percentage points, for which `compare` says what would show it
 
 

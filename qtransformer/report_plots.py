@@ -169,6 +169,11 @@ def rate_chart(rates: Sequence[Rate], label: str) -> str:
     return svg(_WIDTH, height + 24, parts, label)
 
 
+def named_html(series: Series) -> str:
+    """Returns a label with a dot of its colour, for a table."""
+    return f'<i class="blob" style="background:var(--{series.colour})"></i>{escape(series.label)}'
+
+
 def percent(share: float) -> str:
     """Returns a share as a percentage of three digits at most."""
     return f"{100 * share:.3g} %"

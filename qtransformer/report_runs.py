@@ -5,16 +5,15 @@ It must not know torch or any file layout.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
 from qtransformer import page
 from qtransformer.explain_page import alarm_card
 from qtransformer.guard import SPIKE
-from qtransformer.run_records import Rung, RunRecord
+from qtransformer.run_records import Methods, Rung, RunRecord
 
-Methods = Mapping[str, Sequence[RunRecord]]
 _SAME_ALWAYS = ("out", "resume")  # a run's place, and whether it was gone on with, are no settings of the method
 
 
@@ -81,7 +80,7 @@ def settings_parts(methods: Methods) -> Iterator[str]:
         yield "<p>What differs between the runs; all else is the same.</p>"
         rows = ((_flag(name), *(escape(each.get(name, "–")) for each in settings.values())) for name in differing)
         table = page.table(("setting", *map(escape, settings)), rows)
-        yield f'<div class="card scroll differs" tabindex="0">{table}</div>'
+        yield page.box(table, "differs")
     elif len(named) > 1:
         yield "<p>The runs have the same settings.</p>"
     for label, each in settings.items():

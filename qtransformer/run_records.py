@@ -6,7 +6,7 @@ file is told as far as it goes, and what is missing is said in words. It writes 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -81,6 +81,10 @@ class RunRecord:
                     found.setdefault(alarm.name, []).append((int(line["step"]), alarm))
         newest = int(lines[-1]["step"]) if lines else 0
         return tuple(Rung(each[-1][1], each[0][0], each[-1][0], each[-1][0] < newest) for each in found.values())
+
+
+Methods = Mapping[str, Sequence[RunRecord]]
+"""The trainings of each method, by its name."""
 
 
 def read_run(folder: Path) -> RunRecord:

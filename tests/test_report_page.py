@@ -68,28 +68,6 @@ def test_success_is_told_with_intervals_and_verdicts(html):
     assert "Verdicts from the same episodes: a false one has a probability of at most 5%" in text
 
 
-def test_curves_of_metrics_are_drawn(html, report):
-    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html)
-    assert captions.count("Success in evaluations while training") == 1
-    for each in ("Loss", "Squared error of Q", "Norm of the gradients, before clipping"):
-        assert each in captions
-    (loss,) = re.findall(r'aria-label="Loss over updates of ours, cloning">(.*?)</svg>', html, flags=re.DOTALL)
-    assert loss.count('class="curve faint"') == 2  # two trainings of ours
-    assert loss.count('class="curve"') == 2  # their mean, and cloning
-    assert "Q, targets and returns over updates of ours" in html
-    assert "Q, targets and returns over updates of cloning" not in html
-
-
-def test_a_single_training_shows_its_evaluations_with_an_interval(report):
-    alone = replace(report, methods={"ours": report.methods["ours"][:1]}, success=None, comparison=None)
-    html = render(alone, "")
-    assert html.count('class="band"') == 1
-    rate = report.methods["ours"][0].evaluations()[-1]["success_rate"]
-    assert f"{100 * rate:.3g} %" in Page(html).text
-    assert "success while training: last" in Page(html).text
-    assert "update 12" in Page(html).text
-
-
 def test_clips_are_inside_the_page(report):
     html = render(replace(report, clips={"ours": [Clip("seed 3: a success", b"picture")]}), "")
     (image,) = Page(html).found("img")
@@ -105,16 +83,6 @@ def test_what_there_is_not_is_said(report):
     assert "No policy." in page.text
     assert "Nothing was evaluated after training: --episodes plays each run" in page.text
     assert not page.found("img")
-
-
-def test_a_run_in_the_midst_says_how_far_it_is(report):
-    (run,) = report.methods["cloning"]
-    run = replace(run, config=replace(run.config, steps=7212), lines=({"step": 12, "updates_per_second": 0.5},))
-    page = Page(render(Report({"x": [run]}, None, None, {}, {}), ""))
-    assert "12 of 7,212" in page.text
-    assert "4.0 h to go" in page.text
-    run = replace(run, lines=({"step": 12, "updates_per_second": 2.0},), config=replace(run.config, steps=132))
-    assert "1 min to go" in Page(render(Report({"x": [run]}, None, None, {}, {}), "")).text
 
 
 def test_names_of_users_are_escaped(report):
