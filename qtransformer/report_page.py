@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from qtransformer import page
-from qtransformer.compare_report import judgement, verdict
+from qtransformer.compare_report import judgement
 from qtransformer.comparison_pairs import Comparison
 from qtransformer.config import writing
 from qtransformer.explain import NO_VALUES, Explanation, Moment
@@ -48,6 +48,7 @@ def render(report: Report, title: str, text: str = "") -> str:
     sections = [
         page.section("Success", _success(report, series)),
         page.section("Acting", _acting(report)),
+        page.section("Which is better", _pairs(report.comparison) if report.comparison else ()),
         page.section("The course of training", course_parts(report.methods, series)),
         page.section("Alarms and interventions", trouble_parts(report.methods)),
         page.section("Values against what the log returned", _values(report)),
@@ -80,23 +81,20 @@ def _success(report: Report, series: Mapping[str, Series]) -> Iterator[str]:
     told = "; ".join(f"{each.series.label} {percent(each.rate)} ({spread(each.interval)})" for each in rates)
     chart = page.figure("Success rate with its 95 % interval", rate_chart(rates, f"Success rates: {told}"))
     yield f'<div class="pair">{page.box(page.table(heads, rows))}{chart}</div>'
-    if report.comparison:
-        yield from _pairs(report.comparison)
 
 
 def _pairs(comparison: Comparison) -> Iterator[str]:
-    yield f"<h3>Which is better</h3><p>Verdicts from the same episodes: {escape(judgement(comparison))}</p>"
+    yield f"<p>Verdicts from the same episodes: {escape(judgement(comparison))}</p>"
     rows = []
     for pair in comparison.pairs:
         low, high = pair.interval
-        said = escape(verdict(pair))
         points = f"{100 * pair.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−")
         more = "more trainings" if pair.episodes_needed is None else f"{pair.episodes_needed:,}"
-        p = pair.adjusted_p_value
-        cells = (f"{escape(pair.a)} less {escape(pair.b)}", points, f"{p:.2g}" if p >= 0.001 else "&lt; 0.001", more)
-        rows.append((*cells, f"<b>{said}</b>" if pair.better else said))
-    needed = f"episodes for {comparison.points:g} points"
-    yield page.box(page.table(("pair", "points (95 % interval)", "p", needed, "verdict"), rows), "words")
+        better = f"<b>{escape(pair.better)}</b>" if pair.better else "cannot be told"
+        chance = f"{pair.adjusted_p_value:.2g}" if pair.adjusted_p_value >= 0.001 else "&lt; 0.001"
+        rows.append((f"{escape(pair.a)} less {escape(pair.b)}", points, chance, better, more))
+    needed = f"episodes that would show {comparison.points:g} points"
+    yield page.box(page.table(("pair", "points (95 % interval)", "p", "better", needed), rows), "words")
 
 
 # --- clips ------------------------------------------------------------------------------------------------------------
@@ -186,7 +184,8 @@ $figcaption
 $small
 $table
 th,td{padding:7px 10px;text-align:right;white-space:nowrap;vertical-align:top}
-th:first-child,td:first-child,.words td:last-child,.words th:last-child,.differs td,.differs th{text-align:left}
+th:first-child,td:first-child,.differs td,.differs th{text-align:left}
+.words td:first-child,.words th:last-child{white-space:normal;min-width:9rem}
 $th
 $rows
 .differs td+td{font-weight:600;white-space:normal;min-width:9rem}

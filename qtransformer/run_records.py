@@ -98,7 +98,7 @@ def read_run(folder: Path) -> RunRecord:
     missing: list[str] = []
     lines, num_damaged = read_metrics(folder)
     if num_damaged:
-        missing.append(f"{num_damaged} lines of metrics.jsonl cannot be read and are left out.")
+        missing.append(f"metrics.jsonl is damaged: {num_damaged} of its lines cannot be read and are left out.")
     if not lines:
         missing.append("metrics.jsonl is missing or empty, so there is no course of training to show.")
     try:

@@ -46,6 +46,7 @@ def test_the_page_holds_every_section(html):
     assert headings == [
         "Success",
         "Acting",
+        "Which is better",
         "The course of training",
         "Alarms and interventions",
         "Values against what the log returned",
@@ -64,7 +65,11 @@ def test_success_is_told_with_intervals_and_verdicts(html):
     assert "10 episodes in test/Passing-v0. Success: a rule." in text
     for each in ("95 %", "19 of 20", "90 %, 100 %", "10 %", "1 of 10", "72–100 %"):
         assert each in text
-    assert "expert is better than cloning." in text
+    (verdict,) = re.findall(r"<tr><td>cloning less expert</td>(.*?)</tr>", html)
+    assert "−90.0 (" in verdict
+    assert "<b>expert</b>" in verdict
+    (verdict,) = re.findall(r"<tr><td>ours less expert</td>(.*?)</tr>", html)
+    assert "<td>cannot be told</td>" in verdict
     assert "Verdicts from the same episodes: a false one has a probability of at most 5%" in text
 
 

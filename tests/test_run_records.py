@@ -49,7 +49,7 @@ def test_lines_that_are_damaged_or_cut_are_left_out_and_counted(run):
     )
     record = read_run(run)
     assert record.lines == ({"step": 2, "loss": 1.0}, {"step": 4})
-    assert record.missing == ("2 lines of metrics.jsonl cannot be read and are left out.",)
+    assert record.missing == ("metrics.jsonl is damaged: 2 of its lines cannot be read and are left out.",)
 
 
 def test_what_is_gone_is_said(run):
