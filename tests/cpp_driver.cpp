@@ -108,7 +108,7 @@ static std::string told(const Json& value) {  // one line for any value, to comp
     }
     try {
         char number[64];
-        std::snprintf(number, sizeof number, "%a", value.number());
+        std::snprintf(number, sizeof number, "%.17g", value.number());
         return number;
     } catch (const ControllerError&) {
     }
