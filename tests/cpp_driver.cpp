@@ -49,7 +49,8 @@ static Given read_given() {
     std::getline(std::cin, line);
     std::istringstream words(line);
     words >> name >> dtype >> bytes >> taken_at;
-    Given given{bytes_of(name), bytes_of(bytes), dtype == "str" ? Dtype::text : dtype_named(dtype), {}, time_of(taken_at)};
+    Given given{
+        bytes_of(name), bytes_of(bytes), dtype == "str" ? Dtype::text : dtype_named(dtype), {}, time_of(taken_at)};
     for (std::int64_t size; words >> size;) given.shape.push_back(size);
     return given;
 }
@@ -81,11 +82,10 @@ static void reset(Controller& controller, std::istringstream& words) {
     for (std::string number; words >> number;) sent.push_back(std::strtof(number.c_str(), nullptr));
     const std::string text = bytes_of(instruction);
     try {
-        controller.reset(instruction == "-" ? std::nullopt : std::optional<std::string_view>(text), sent.empty() ? nullptr : &sent);
+        controller.reset(instruction == "-" ? std::nullopt : std::optional<std::string_view>(text),
+                         sent.empty() ? nullptr : &sent);
         std::printf("%s\n", controller.state_name());
-    } catch (const ControllerError& error) {
-        std::printf("error %s\n", error.what());
-    }
+    } catch (const ControllerError& error) { std::printf("error %s\n", error.what()); }
 }
 
 static void encode(const Controller& controller, const std::string& text) {
@@ -93,7 +93,10 @@ static void encode(const Controller& controller, const std::string& text) {
     for (const auto& each : controller.card().at("instructions").items()) known.push_back(each.text());
     float vector[WordEncoder::size];
     const std::string problem = WordEncoder(known).encode(text, vector);
-    if (!problem.empty()) { std::printf("error %s\n", problem.c_str()); return; }
+    if (!problem.empty()) {
+        std::printf("error %s\n", problem.c_str());
+        return;
+    }
     for (float each : vector) std::printf("%a ", double(each));
     std::printf("\n");
 }
@@ -110,14 +113,12 @@ static std::string told(const Json& value) {  // one line for any value, to comp
         char number[64];
         std::snprintf(number, sizeof number, "%.17g", value.number());
         return number;
-    } catch (const ControllerError&) {
-    }
+    } catch (const ControllerError&) {}
     try {
         out << "[";
         for (const auto& each : value.items()) out << told(each) << ";";
         return out.str() + "]";
-    } catch (const ControllerError&) {
-    }
+    } catch (const ControllerError&) {}
     out.str("{");
     out.seekp(0, std::ios::end);
     for (const auto& [name, each] : value.members()) out << name << ":" << told(each) << ";";
@@ -127,9 +128,7 @@ static std::string told(const Json& value) {  // one line for any value, to comp
 static void json(const std::string& text) {
     try {
         std::printf("%s\n", told(Json::parse(text, "text")).c_str());
-    } catch (const ControllerError& error) {
-        std::printf("error %s\n", error.what());
-    }
+    } catch (const ControllerError& error) { std::printf("error %s\n", error.what()); }
 }
 
 int main(int count, char** words) {
@@ -143,13 +142,20 @@ int main(int count, char** words) {
             rest >> command;
             if (command == "step") step(controller, rest);
             else if (command == "reset") reset(controller, rest);
-            else if (command == "clock") { rest >> word; now = std::strtod(word.c_str(), nullptr); }
-            else if (command == "encode") { rest >> word; encode(controller, bytes_of(word)); }
-            else if (command == "json") { rest >> word; json(bytes_of(word)); }
-            else if (command == "heap") std::printf("%zu\n", static_cast<std::size_t>(mallinfo2().uordblks));
+            else if (command == "clock") {
+                rest >> word;
+                now = std::strtod(word.c_str(), nullptr);
+            } else if (command == "encode") {
+                rest >> word;
+                encode(controller, bytes_of(word));
+            } else if (command == "json") {
+                rest >> word;
+                json(bytes_of(word));
+            } else if (command == "heap") std::printf("%zu\n", static_cast<std::size_t>(mallinfo2().uordblks));
             else if (command == "counters") {
                 for (std::size_t i = 0; i < num_counters; ++i)
-                    std::printf("%s %llu ", counter_names[i], static_cast<unsigned long long>(controller.count(static_cast<Counter>(i))));
+                    std::printf("%s %llu ", counter_names[i],
+                                static_cast<unsigned long long>(controller.count(static_cast<Counter>(i))));
                 std::printf("\n");
             } else return 2;
         }

@@ -270,7 +270,7 @@ def test_the_flat_graph_answers_nan_where_it_is_not_ok(bundle: Bundle, place: in
 @pytest.mark.export
 def test_files(bundle: Bundle):
     names = {"policy.onnx", "policy_flat.onnx", "policy.json", "policy.schema.json", "golden.npz", "parity.json"}
-    names |= {"controller.py", "self_test.py", "README.md", "SHA256SUMS"}
+    names |= {"controller.py", "self_test.py", "README.md", "SHA256SUMS", "cpp"}
     assert {path.name for path in bundle.folder.iterdir()} == names
     assert [path.name for path in bundle.folder.parent.iterdir()] == ["bundle"]
     readme = (bundle.folder / "README.md").read_text()

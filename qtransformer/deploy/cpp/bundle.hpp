@@ -43,13 +43,15 @@ inline void merge_limits(Json& card, const Json& limits) {
         if (part == "actions") {
             detail::update(card.at(part), changes, {"low", "high", "modes", "rate_limit"}, part);
         } else if (part == "safety") {
-            detail::update(card.at(part), changes, {"fallback", "faults_before_latching", "max_gap_s", "workspace"}, part);
+            detail::update(card.at(part), changes, {"fallback", "faults_before_latching", "max_gap_s", "workspace"},
+                           part);
         } else if (part == "observations") {
             for (const auto& [name, entries] : changes.members()) {
                 auto& specs = card.at(part).items();
                 const auto is_it = [&name = name](const Json& spec) { return spec.at("name").text() == name; };
                 const auto spec = std::find_if(specs.begin(), specs.end(), is_it);
-                if (spec == specs.end()) throw ControllerError("limits: no observation is called " + name + "; correct it");
+                if (spec == specs.end())
+                    throw ControllerError("limits: no observation is called " + name + "; correct it");
                 detail::update(*spec, entries, {"hard_low", "hard_high", "max_age_s"}, "observation " + name);
             }
         } else {

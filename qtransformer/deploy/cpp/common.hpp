@@ -25,21 +25,47 @@ public:
 /// What is counted: all steps and the accepted ones; readings outside the log's range; actions that bounds, rate or
 /// workspace changed; and, from `not_reset` on, why steps were refused. Every step is accepted or refused for one.
 enum class Counter {
-    steps, accepted, training_range, bounds, rate, workspace,
-    not_reset, latched, late, keys, shape, dtype, not_finite, instruction, hard_range, stale, network, internal,
+    steps,
+    accepted,
+    training_range,
+    bounds,
+    rate,
+    workspace,
+    not_reset,
+    latched,
+    late,
+    keys,
+    shape,
+    dtype,
+    not_finite,
+    instruction,
+    hard_range,
+    stale,
+    network,
+    internal
 };
 constexpr const char* counter_names[] = {
-    "steps", "accepted", "training_range", "bounds", "rate", "workspace",
-    "not_reset", "latched", "late", "keys", "shape", "dtype", "not_finite", "instruction", "hard_range", "stale",
-    "network", "internal",
+    "steps",      "accepted",    "training_range", "bounds", "rate",    "workspace",
+    "not_reset",  "latched",     "late",           "keys",   "shape",   "dtype",
+    "not_finite", "instruction", "hard_range",     "stale",  "network", "internal",
 };
 constexpr std::size_t num_counters = sizeof counter_names / sizeof *counter_names;
 static_assert(num_counters == static_cast<std::size_t>(Counter::internal) + 1, "a name for each");
 
 /// Element types by numpy's names; the values are ONNX's.
 enum class Dtype : int {
-    float32 = 1, uint8 = 2, int8 = 3, uint16 = 4, int16 = 5, int32 = 6, int64 = 7, text = 8, boolean = 9,
-    float64 = 11, uint32 = 12, uint64 = 13,
+    float32 = 1,
+    uint8 = 2,
+    int8 = 3,
+    uint16 = 4,
+    int16 = 5,
+    int32 = 6,
+    int64 = 7,
+    text = 8,
+    boolean = 9,
+    float64 = 11,
+    uint32 = 12,
+    uint64 = 13
 };
 
 struct DtypeFacts {
@@ -76,7 +102,8 @@ void with_element(Dtype dtype, Function&& with) {
     switch (dtype) {
         case Dtype::float32: return with(float());
         case Dtype::float64: return with(double());
-        case Dtype::uint8: case Dtype::boolean: return with(std::uint8_t());
+        case Dtype::uint8:
+        case Dtype::boolean: return with(std::uint8_t());
         case Dtype::uint16: return with(std::uint16_t());
         case Dtype::uint32: return with(std::uint32_t());
         case Dtype::uint64: return with(std::uint64_t());

@@ -14,8 +14,8 @@ using namespace qtransformer;
 
 constexpr const char* usage =
     "usage: example FOLDER [options]\n"
-    "Replays the recorded steps of the bundle and prints how far they agree, then steps the controller at a fixed rate\n"
-    "on the recorded observations and prints its timing: one line of JSON each. Exit status 0: all agree.\n"
+    "Replays the recorded steps of the bundle and prints how far they agree, then steps the controller at a fixed\n"
+    "rate on the recorded observations and prints its timing: one line of JSON each. Exit status 0: all agree.\n"
     "  --seconds S         of the loop, 10 by default; 0: none\n"
     "  --rate HZ           of the loop, 100 by default; ages and gaps of two periods are then allowed\n"
     "  --realtime          asks for SCHED_FIFO and locked memory\n"
@@ -34,10 +34,10 @@ double number(const std::string& flag, const std::string& text, double least) {
     double value = 0;
     try {
         value = std::stod(text, &used);
-    } catch (const std::exception&) {
-    }
+    } catch (const std::exception&) {}
     if (used != text.size() || text.empty() || !(value >= least && value <= 1e6))
-        throw ControllerError(flag + " (" + text + ") must be a number, at least " + std::to_string(least) + "; change it");
+        throw ControllerError(flag + " (" + text + ") must be a number, at least " + std::to_string(least) +
+                              "; change it");
     return value;
 }
 
@@ -49,8 +49,10 @@ Arguments read(int count, char** words) {
             if (i + 1 == count) throw ControllerError(word + " needs a value; see --help");
             return words[++i];
         };
-        if (word == "--help") { std::fputs(usage, stdout); std::exit(0); }
-        else if (word == "--seconds") arguments.seconds = number(word, value(), 0);
+        if (word == "--help") {
+            std::fputs(usage, stdout);
+            std::exit(0);
+        } else if (word == "--seconds") arguments.seconds = number(word, value(), 0);
         else if (word == "--rate") arguments.rate = number(word, value(), 0.1);
         else if (word == "--realtime") arguments.is_realtime = true;
         else if (word == "--limits") arguments.limits = read_file(value());
@@ -77,11 +79,13 @@ std::string plain(std::string text) {
 bool check(const Golden& golden, const Bundle& bundle, const std::string& onnxruntime) {
     Network network(bundle, onnxruntime);
     const Agreement found = replay(golden, bundle.card(), network);
-    std::printf("{\"passed\": %s, \"steps\": %zu, \"tokens\": {\"equal\": %zu, \"total\": %zu}, \"near_ties\": %zu, "
-                "\"largest_action_difference\": %g, \"largest_q_difference\": %g, \"failures\": %zu, "
-                "\"first_failure\": \"%s\"}\n",
-                found.failures ? "false" : "true", found.steps, found.tokens_equal, found.tokens_total, found.near_ties,
-                found.largest_action_difference, found.largest_q_difference, found.failures, plain(found.first_failure).c_str());
+    std::printf(
+        "{\"passed\": %s, \"steps\": %zu, \"tokens\": {\"equal\": %zu, \"total\": %zu}, \"near_ties\": %zu, "
+        "\"largest_action_difference\": %g, \"largest_q_difference\": %g, \"failures\": %zu, "
+        "\"first_failure\": \"%s\"}\n",
+        found.failures ? "false" : "true", found.steps, found.tokens_equal, found.tokens_total, found.near_ties,
+        found.largest_action_difference, found.largest_q_difference, found.failures,
+        plain(found.first_failure).c_str());
     std::fflush(stdout);
     return found.failures == 0;
 }

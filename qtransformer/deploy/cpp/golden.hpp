@@ -27,7 +27,8 @@ public:
 
     const Array& array(const std::string& name) const {
         const auto found = arrays_.find(name);
-        if (found == arrays_.end()) throw ControllerError("golden.npz: must have " + name + "; export the bundle again");
+        if (found == arrays_.end())
+            throw ControllerError("golden.npz: must have " + name + "; export the bundle again");
         return found->second;
     }
     bool is_reset(std::size_t step) const { return *array("is_reset").row<std::uint8_t>(step); }
@@ -53,9 +54,11 @@ struct Agreement {
 namespace detail {
 
 inline void compare(const Golden& golden, std::size_t step, Network& network, const Json& tokenizer, Agreement& found) {
-    const auto *tokens = golden.array("outputs.tokens").row<std::int64_t>(step), *got = network.output("tokens").data<std::int64_t>();
+    const auto *tokens = golden.array("outputs.tokens").row<std::int64_t>(step),
+               *got = network.output("tokens").data<std::int64_t>();
     const auto *q = golden.array("outputs.q_max").row<float>(step), *got_q = network.output("q_max").data<float>();
-    const std::size_t num_tokens = network.output("tokens").count, num_bins = golden.array("is_tied").row_size() / num_tokens;
+    const std::size_t num_tokens = network.output("tokens").count,
+                      num_bins = golden.array("is_tied").row_size() / num_tokens;
     const auto* is_tied = golden.array("is_tied").row<std::uint8_t>(step);
     if (!*golden.array("outputs.ok").row<std::uint8_t>(step) || !*network.output("ok").data<std::uint8_t>())
         found.fail(step, "ok is False");
@@ -67,7 +70,9 @@ inline void compare(const Golden& golden, std::size_t step, Network& network, co
             is_same = false;
             const bool is_bin = got[i] >= 0 && got[i] < static_cast<std::int64_t>(num_bins);
             if (is_bin && is_tied[i * num_bins + static_cast<std::size_t>(got[i])]) ++found.near_ties;
-            else found.fail(step, "token " + std::to_string(i) + ": bin " + std::to_string(tokens[i]) + " expected, got " + std::to_string(got[i]));
+            else
+                found.fail(step, "token " + std::to_string(i) + ": bin " + std::to_string(tokens[i]) +
+                                     " expected, got " + std::to_string(got[i]));
         }
         if (!is_same) continue;
         const double error = std::fabs(double(q[i]) - got_q[i]);
@@ -76,7 +81,8 @@ inline void compare(const Golden& golden, std::size_t step, Network& network, co
     }
     const Array& actions = golden.array("outputs.actions");
     for (std::size_t i = 0; is_same && i < network.output("actions").count; ++i) {
-        const double expected = actions.dtype == Dtype::float64 ? actions.row<double>(step)[i] : actions.row<float>(step)[i];
+        const double expected =
+            actions.dtype == Dtype::float64 ? actions.row<double>(step)[i] : actions.row<float>(step)[i];
         const double error = std::fabs(expected - network.output("actions").data<float>()[i]);
         const double span = tokenizer.at("high").items()[i].number() - tokenizer.at("low").items()[i].number();
         found.largest_action_difference = std::max(found.largest_action_difference, error);

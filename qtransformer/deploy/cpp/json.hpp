@@ -3,6 +3,7 @@
 // It takes what Python's json.dumps writes and no more: no comments, no NaN, no second value. Members keep their order.
 #pragma once
 
+#include <cctype>
 #include <cmath>
 #include <locale>
 #include <sstream>
@@ -47,7 +48,10 @@ public:
     Json& at(const std::string& key) { return const_cast<Json&>(static_cast<const Json&>(*this).at(key)); }
     void set(const std::string& key, const Json& value) {
         for (auto& member : members_)
-            if (member.first == key) { member.second = value; return; }
+            if (member.first == key) {
+                member.second = value;
+                return;
+            }
         members_.emplace_back(key, value);
     }
     std::vector<Json>& items() { return wanted(Type::array, "an array"), items_; }
@@ -105,10 +109,12 @@ private:
         value.place_ = place;
         if (peek() == '{') {
             value.type_ = Json::Type::object;
-            read_members(value, depth);
+            read_list('}', [&] { read_member(value, depth); });
         } else if (peek() == '[') {
             value.type_ = Json::Type::array;
-            read_items(value, depth);
+            read_list(']', [&] {
+                value.items_.push_back(read(value.place_ + "[" + std::to_string(value.items_.size()) + "]", depth + 1));
+            });
         } else if (peek() == '"') {
             value.type_ = Json::Type::text;
             value.text_ = read_text();
@@ -122,36 +128,31 @@ private:
         return value;
     }
 
-    void read_members(Json& value, int depth) {
-        take('{');
+    /// Reads what stands between brackets, with commas.
+    template <class Each>
+    void read_list(char close, Each&& each) {
+        ++at_;
         skip_blanks();
-        if (peek() == '}') { ++at_; return; }
-        while (true) {
+        if (peek() == close) {
+            ++at_;
+            return;
+        }
+        for (;; ++at_) {
             skip_blanks();
-            if (peek() != '"') fail("a name in quotes");
-            std::string name = read_text();
-            if (value.find(name)) fail("another name, " + name + " was there");
-            skip_blanks();
-            take(':');
-            value.members_.emplace_back(name, read(value.place_ + "." + name, depth + 1));
+            each();
             skip_blanks();
             if (peek() != ',') break;
-            ++at_;
         }
-        take('}');
+        take(close);
     }
 
-    void read_items(Json& value, int depth) {
-        take('[');
+    void read_member(Json& value, int depth) {
+        if (peek() != '"') fail("a name in quotes");
+        const std::string name = read_text();
+        if (value.find(name)) fail("another name, " + name + " was there");
         skip_blanks();
-        if (peek() == ']') { ++at_; return; }
-        while (true) {
-            value.items_.push_back(read(value.place_ + "[" + std::to_string(value.items_.size()) + "]", depth + 1));
-            skip_blanks();
-            if (peek() != ',') break;
-            ++at_;
-        }
-        take(']');
+        take(':');
+        value.members_.emplace_back(name, read(value.place_ + "." + name, depth + 1));
     }
 
     void take_digits() {
@@ -162,8 +163,12 @@ private:
     double read_number() {
         const std::size_t first = at_;
         if (peek() == '-') ++at_;
-        if (peek() == '0') ++at_; else take_digits();
-        if (peek() == '.') { ++at_; take_digits(); }
+        if (peek() == '0') ++at_;
+        else take_digits();
+        if (peek() == '.') {
+            ++at_;
+            take_digits();
+        }
         if (peek() == 'e' || peek() == 'E') {
             ++at_;
             if (peek() == '+' || peek() == '-') ++at_;
@@ -181,10 +186,8 @@ private:
         unsigned code = 0;
         for (int digit = 0; digit < 4; ++digit, ++at_) {
             const char c = peek();
-            const int value = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                            : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-            if (value < 0) fail("four hexadecimal digits");
-            code = code * 16 + static_cast<unsigned>(value);
+            if (!std::isxdigit(static_cast<unsigned char>(c))) fail("four hexadecimal digits");
+            code = code * 16 + static_cast<unsigned>(c <= '9' ? c - '0' : (c | 32) - 'a' + 10);
         }
         return code;
     }
@@ -194,7 +197,10 @@ private:
         ++at_;
         static const std::string names = "\"\\/bfnrt", meanings = "\"\\/\b\f\n\r\t";
         const auto index = escaped ? names.find(escaped) : std::string::npos;
-        if (index != std::string::npos) { text += meanings[index]; return; }
+        if (index != std::string::npos) {
+            text += meanings[index];
+            return;
+        }
         if (escaped != 'u') fail("an escape that JSON knows");
         unsigned code = read_hex();
         if (code >= 0xD800 && code < 0xDC00) {  // the first half of a pair
@@ -209,9 +215,15 @@ private:
     static void append_utf8(std::string& text, unsigned code) {
         const auto byte = [&text](unsigned value) { text += static_cast<char>(value); };
         if (code < 0x80) return byte(code);
-        if (code < 0x800) { byte(0xC0 | code >> 6); return byte(0x80 | (code & 63)); }
+        if (code < 0x800) {
+            byte(0xC0 | code >> 6);
+            return byte(0x80 | (code & 63));
+        }
         if (code < 0x10000) byte(0xE0 | code >> 12);
-        else { byte(0xF0 | code >> 18); byte(0x80 | (code >> 12 & 63)); }
+        else {
+            byte(0xF0 | code >> 18);
+            byte(0x80 | (code >> 12 & 63));
+        }
         byte(0x80 | (code >> 6 & 63));
         byte(0x80 | (code & 63));
     }

@@ -16,7 +16,8 @@ class Limiter {
 public:
     /// Throws ControllerError where the card's limits are unsound.
     explicit Limiter(const Json& card) : size(card.at("tokenizer").at("low").items().size()) {
-        constexpr double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+        constexpr double nan = std::numeric_limits<double>::quiet_NaN(),
+                         infinity = std::numeric_limits<double>::infinity();
         const Json &actions = card.at("actions"), &safety = card.at("safety");
         const double hz = number_or(card.at("control_hz"), 0);
         low_ = numbers(actions.at("low"), size, nan, "low");
@@ -24,21 +25,24 @@ public:
         most_change_ = numbers(actions.at("rate_limit"), size, infinity, "rate_limit");
         for (std::size_t i = 0; i < size; ++i) {
             if (!(low_[i] <= high_[i]))
-                throw ControllerError("actions: low must not lie above high, and neither be missing; correct the limits");
+                throw ControllerError(
+                    "actions: low must not lie above high, and neither be missing; correct the limits");
             if (!(hz > 0) && std::isfinite(most_change_[i]))
                 throw ControllerError("rate_limit needs control_hz, which the log did not know; leave it out");
             most_change_[i] /= hz > 0 ? static_cast<float>(hz) : 1.0f;
         }
         read_fallback(actions.at("modes"), safety.at("fallback").text());
         if (!safety.at("workspace").is_null())
-            for (const auto& [name, side] : safety.at("workspace").members()) box_.push_back(read_side(name, side, card));
+            for (const auto& [name, side] : safety.at("workspace").members())
+                box_.push_back(read_side(name, side, card));
         action_.resize(size);
         sent_.resize(size);
     }
 
     /// Forgets what was sent, or takes `sent` for it.
     void forget(const std::vector<float>* sent) {
-        if (sent && (sent->size() != size || !std::all_of(sent->begin(), sent->end(), [](float x) { return std::isfinite(x); })))
+        if (sent && (sent->size() != size ||
+                     !std::all_of(sent->begin(), sent->end(), [](float x) { return std::isfinite(x); })))
             throw ControllerError("sent must be " + std::to_string(size) + " finite numbers; give the robot's command");
         has_sent_ = sent != nullptr;
         if (sent) sent_ = *sent;
@@ -74,7 +78,8 @@ public:
 
     /// Returns what answers a refused step, not yet limited; nullptr: nothing.
     const float* fallback() {
-        const bool needs_sent = fallback_ == "last" || (fallback_ == "hold" && std::count(is_absolute_.begin(), is_absolute_.end(), true));
+        const bool needs_sent =
+            fallback_ == "last" || (fallback_ == "hold" && std::count(is_absolute_.begin(), is_absolute_.end(), true));
         if (fallback_ == "stop" || (needs_sent && !has_sent_)) return nullptr;
         for (std::size_t i = 0; i < size; ++i)
             wanted_[i] = fallback_ == "last" || (fallback_ == "hold" && is_absolute_[i]) ? sent_[i] : 0.0f;
@@ -104,10 +109,13 @@ private:
     void read_fallback(const Json& modes, const std::string& name) {
         is_absolute_.assign(size, true);
         wanted_.assign(size, 0.0f);
-        bool is_known = !modes.is_null();
+        bool is_known = !modes.is_null() && !modes.items().empty();
         if (is_known && modes.items().size() != size) throw ControllerError("actions modes must be one a dimension");
         for (std::size_t i = 0; is_known && i < size; ++i) {
-            if (modes.items()[i].is_null()) { is_known = false; break; }
+            if (modes.items()[i].is_null()) {
+                is_known = false;
+                break;
+            }
             const auto& mode = modes.items()[i].text();
             if (mode != "absolute" && mode != "delta")
                 throw ControllerError("actions modes (" + mode + ") must be 'absolute', 'delta' or null");
@@ -127,8 +135,11 @@ private:
     }
 
     static Side read_side(const std::string& name, const Json& side, const Json& card) {
-        Side found{index_of(card.at("actions").at("elements"), name, name), side.at("observation").text(), 0,
-                   side.at("low").number(), side.at("high").number(),
+        Side found{index_of(card.at("actions").at("elements"), name, name),
+                   side.at("observation").text(),
+                   0,
+                   side.at("low").number(),
+                   side.at("high").number(),
                    side.find("scale") ? side.at("scale").number() : 1.0};
         bool is_there = false;
         for (const auto& spec : card.at("observations").items()) {
@@ -137,7 +148,8 @@ private:
             is_there = true;
         }
         if (!is_there || !(found.low <= found.high) || !(found.scale > 0))
-            throw ControllerError("workspace " + name + ": give observation, element, low, high (not below low) and "
+            throw ControllerError("workspace " + name +
+                                  ": give observation, element, low, high (not below low) and "
                                   "scale (above 0) by names of the card");
         return found;
     }

@@ -27,9 +27,13 @@ struct Tensor {
         memory.resize(count * facts(dtype).size / sizeof(std::uint64_t) + 1);
     }
     template <class T>
-    T* data() { return reinterpret_cast<T*>(memory.data()); }
+    T* data() {
+        return reinterpret_cast<T*>(memory.data());
+    }
     template <class T>
-    const T* data() const { return reinterpret_cast<const T*>(memory.data()); }
+    const T* data() const {
+        return reinterpret_cast<const T*>(memory.data());
+    }
     std::size_t num_bytes() const { return count * facts(dtype).size; }
 
     std::string name;
@@ -41,7 +45,8 @@ struct Tensor {
 
 class Network {
 public:
-    /// Loads the graph on one thread of the CPU that waits without spinning, and runs it once: the first is the slowest.
+    /// Loads the graph on one thread of the CPU that waits without spinning, and runs it once: the first is the
+    /// slowest.
     Network(const Bundle& bundle, const std::string& onnxruntime) : library_(onnxruntime) {
         open(bundle.read("policy.onnx"));
         for (const auto& spec : bundle.card().at("inputs").items()) inputs_.emplace_back(spec);
@@ -72,9 +77,9 @@ public:
     /// Decides on what the inputs hold; returns what went wrong, or "".
     std::string run() {
         auto& values = values_[is_swapped_];
-        ort::Status* status = library_.api->Run(session_.get(), nullptr, input_names_.data(), values.inputs.data(),
-                                                input_names_.size(), output_names_.data(), output_names_.size(),
-                                                values.outputs.data());
+        ort::Status* status =
+            library_.api->Run(session_.get(), nullptr, input_names_.data(), values.inputs.data(), input_names_.size(),
+                              output_names_.data(), output_names_.size(), values.outputs.data());
         if (!status) return "";
         const std::string message = library_.api->GetErrorMessage(status);
         library_.api->ReleaseStatus(status);

@@ -1,6 +1,7 @@
 // Reads golden.npz: a zip archive (PKWARE's APPNOTE) of deflated (RFC 1951) .npy files, as numpy writes them.
 //
-// So that there is one file of recorded steps for all readers, and nothing to install. Never needed while a robot moves.
+// So that there is one file of recorded steps for all readers, and nothing to install. Never needed while a robot
+// moves.
 #pragma once
 
 #include <cstring>
@@ -52,7 +53,8 @@ struct Huffman {
 
 class Inflater {
 public:
-    Inflater(const unsigned char* data, std::size_t size, std::size_t expected) : data_(data), size_(size), expected_(expected) {
+    Inflater(const unsigned char* data, std::size_t size, std::size_t expected)
+        : data_(data), size_(size), expected_(expected) {
         out_.reserve(expected);
     }
 
@@ -128,25 +130,33 @@ private:
         std::memset(lengths, 0, sizeof lengths);
         for (unsigned i = 0; i < num_lengths + num_distances;) {
             const unsigned found = symbol(code);
-            if (found < 16) { lengths[i++] = static_cast<unsigned char>(found); continue; }
+            if (found < 16) {
+                lengths[i++] = static_cast<unsigned char>(found);
+                continue;
+            }
             if (found == 16 && i == 0) damaged("a length that repeats nothing");
             const unsigned char repeated = found == 16 ? lengths[i - 1] : 0;
             unsigned times = found == 16 ? 3 + bits(2) : found == 17 ? 3 + bits(3) : 11 + bits(7);
             if (i + times > num_lengths + num_distances) damaged("too many lengths");
             while (times--) lengths[i++] = repeated;
         }
-        codes(Huffman(lengths, static_cast<int>(num_lengths)), Huffman(lengths + num_lengths, static_cast<int>(num_distances)));
+        codes(Huffman(lengths, static_cast<int>(num_lengths)),
+              Huffman(lengths + num_lengths, static_cast<int>(num_distances)));
     }
 
     void codes(const Huffman& literals, const Huffman& distances) {
-        static constexpr unsigned short bases[] = {3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31,
-                                                   35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
-        static constexpr unsigned short starts[] = {1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49, 65, 97, 129, 193, 257, 385, 513,
-                                                    769, 1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
+        static constexpr unsigned short bases[] = {3,  4,  5,  6,  7,  8,  9,  10, 11,  13,  15,  17,  19,  23, 27,
+                                                   31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258};
+        static constexpr unsigned short starts[] = {1,    2,    3,    4,    5,    7,    9,    13,    17,    25,
+                                                    33,   49,   65,   97,   129,  193,  257,  385,   513,   769,
+                                                    1025, 1537, 2049, 3073, 4097, 6145, 8193, 12289, 16385, 24577};
         while (true) {
             const unsigned found = symbol(literals);
             if (found == 256) return;
-            if (found < 256) { put(static_cast<char>(found)); continue; }
+            if (found < 256) {
+                put(static_cast<char>(found));
+                continue;
+            }
             const unsigned step = found - 257;
             if (step > 28) damaged("a length that is none");
             std::size_t length = bases[step] + bits(step < 8 || step == 28 ? 0 : static_cast<int>(step / 4 - 1));
@@ -178,15 +188,16 @@ inline Array npy(const std::string& file) {
     if (file.size() < 12 || file.compare(0, 6, "\x93NUMPY", 6) != 0) damaged("a member that is no array");
     const auto byte = [&file](std::size_t at) { return std::size_t(static_cast<unsigned char>(file[at])); };
     const std::size_t start = file[6] == 1 ? 10 : 12;
-    const std::size_t length = file[6] == 1 ? byte(8) | byte(9) << 8
-                                            : byte(8) | byte(9) << 8 | byte(10) << 16 | byte(11) << 24;
+    const std::size_t length =
+        file[6] == 1 ? byte(8) | byte(9) << 8 : byte(8) | byte(9) << 8 | byte(10) << 16 | byte(11) << 24;
     if (file.size() < start + length) damaged("an array that ends too early");
     const std::string header = file.substr(start, length);
     const std::string descr = header_value(header, "descr", ","), shape = header_value(header, "shape", ")") + ",";
     if (header_value(header, "fortran_order", ",") != "False") damaged("an array in Fortran's order");
     Array array{Dtype::text, {}, file.substr(start + length)};
     for (const auto& each : dtypes)
-        if (each.size && (descr == std::string("'<") + each.descr + "'" || descr == std::string("'|") + each.descr + "'"))
+        if (each.size &&
+            (descr == std::string("'<") + each.descr + "'" || descr == std::string("'|") + each.descr + "'"))
             array.dtype = each.dtype;
     if (array.dtype == Dtype::text) damaged("an array of an unknown type");
     for (std::size_t at = 1; at < shape.size();) {
@@ -225,7 +236,8 @@ inline std::map<std::string, Array> read_npz(const std::string& archive) {
         if (first > archive.size() || archive.size() - first < packed) damaged("a member ends too early");
         if (method != 0 && method != 8) damaged("a member is packed in an unknown way");
         const auto* data = reinterpret_cast<const unsigned char*>(archive.data()) + first;
-        const std::string file = method == 0 ? archive.substr(first, packed) : detail::Inflater(data, packed, size).run();
+        const std::string file =
+            method == 0 ? archive.substr(first, packed) : detail::Inflater(data, packed, size).run();
         if (name.size() > 4 && name.compare(name.size() - 4, 4, ".npy") == 0) name.resize(name.size() - 4);
         arrays.emplace(name, detail::npy(file));
         at += 46 + name_size + number(at + 30, 2) + number(at + 32, 2);

@@ -32,7 +32,8 @@ struct Api {  // the number is the place in the table
     const char* (*GetErrorMessage)(const Status*);  // 2
     Status* (*CreateEnv)(int severity, const char* name, Env**);
     Function f4, f5, f6, f7;
-    Status* (*CreateSessionFromArray)(const Env*, const void* model, std::size_t, const SessionOptions*, Session**);  // 8
+    Status* (*CreateSessionFromArray)(const Env*, const void* model, std::size_t, const SessionOptions*,
+                                      Session**);  // 8
     Status* (*Run)(Session*, const RunOptions*, const char* const* input_names, const Value* const* inputs, std::size_t,
                    const char* const* output_names, std::size_t, Value** outputs);
     Status* (*CreateSessionOptions)(SessionOptions**);
@@ -40,8 +41,8 @@ struct Api {  // the number is the place in the table
     Status* (*SetIntraOpNumThreads)(SessionOptions*, int);  // 24
     Status* (*SetInterOpNumThreads)(SessionOptions*, int);
     Function f26_48[23];
-    Status* (*CreateTensorWithDataAsOrtValue)(const MemoryInfo*, void* data, std::size_t size, const std::int64_t* shape,
-                                              std::size_t rank, int dtype, Value**);  // 49
+    Status* (*CreateTensorWithDataAsOrtValue)(const MemoryInfo*, void* data, std::size_t size,
+                                              const std::int64_t* shape, std::size_t rank, int dtype, Value**);  // 49
     Function f50_68[19];
     Status* (*CreateCpuMemoryInfo)(int allocator_type, int memory_type, MemoryInfo**);  // 69
     Function f70_91[22];
@@ -95,7 +96,8 @@ public:
     std::string version;
 
 private:
-    static constexpr const char* hint = "libonnxruntime.so is: -DONNXRUNTIME_ROOT=FOLDER at the build, or --onnxruntime";
+    static constexpr const char* hint =
+        "libonnxruntime.so is: -DONNXRUNTIME_ROOT=FOLDER at the build, or --onnxruntime";
 };
 
 template <class T>

@@ -58,7 +58,8 @@ class Controller {
 public:
     /// Loads and checks the bundle, and runs the network once.
     ///
-    /// Throws ControllerError: a file is missing or damaged, the bundle has another schema version, or a limit is unsound.
+    /// Throws ControllerError: a file is missing or damaged, the bundle has another schema version, or a limit is
+    /// unsound.
     explicit Controller(const std::string& folder, const Options& options = {})
         : Controller(Bundle(folder, options.limits), options.onnxruntime, options.clock) {}
 
@@ -122,8 +123,9 @@ public:
     /// Returns the action for the newest observation, in the environment's units, within the limits, valid until the
     /// next call; nullptr: send nothing.
     ///
-    /// A step that is refused leaves the history as it was, is counted under its reason, and is answered by the fallback.
-    /// `taken_at` is when the readings were taken that do not say it themselves, in seconds of the controller's clock.
+    /// A step that is refused leaves the history as it was, is counted under its reason, and is answered by the
+    /// fallback. `taken_at` is when the readings were taken that do not say it themselves, in seconds of the
+    /// controller's clock.
     const float* step(const Reading* readings, std::size_t size, std::optional<double> taken_at = {}) noexcept {
         counted(Counter::steps);
         try {
@@ -138,9 +140,7 @@ public:
             }
         } catch (const std::exception& error) {  // of the clock, or no memory: the loop must go on
             refuse(Counter::internal, "step failed (%s); look at the observation", error.what());
-        } catch (...) {
-            refuse(Counter::internal, "step failed; look at the observation");
-        }
+        } catch (...) { refuse(Counter::internal, "step failed; look at the observation"); }
         counted(reason_);
         ++num_refused_;
         if (state_ != State::init && num_refused_ >= most_refused_) state_ = State::fault;
@@ -183,15 +183,18 @@ private:
     /// Copies the readings to the network's inputs; returns false, with a reason, where they are unusable.
     bool is_usable(const Reading* readings, std::size_t size, std::optional<double> taken_at) {
         if (state_ == State::init)
-            return refuse(Counter::not_reset, "step() must follow reset(), got no reset() yet; call it when an episode starts");
+            return refuse(Counter::not_reset,
+                          "step() must follow reset(), got no reset() yet; call it when an episode starts");
         if (state_ == State::fault)
-            return refuse(Counter::latched, "%llu refused steps in a row latched the fault; call reset() when all is well",
+            return refuse(Counter::latched,
+                          "%llu refused steps in a row latched the fault; call reset() when all is well",
                           static_cast<unsigned long long>(num_refused_));
         const double now = clock_();
         const auto before = stepped_at_;
         stepped_at_ = now;
         if (before && !(now - *before <= max_gap_))
-            return refuse(Counter::late, "step came %.3g s after the one before, at most %.3g s", now - *before, max_gap_);
+            return refuse(Counter::late, "step came %.3g s after the one before, at most %.3g s", now - *before,
+                          max_gap_);
         return are_all_there(readings, size) && are_copied() && are_in_range() && are_fresh(now, taken_at);
     }
 
@@ -201,14 +204,16 @@ private:
             std::size_t index = 0;
             while (index < sensors_.size() && sensors_[index].name != readings[i].name) ++index;
             if (index == sensors_.size() || given_[index])
-                return refuse(Counter::keys, "observation '%.*s' is %s; send exactly the keys that the policy was trained on",
+                return refuse(Counter::keys,
+                              "observation '%.*s' is %s; send exactly the keys that the policy was trained on",
                               static_cast<int>(readings[i].name.size()), readings[i].name.data(),
                               index == sensors_.size() ? "not of the policy" : "there twice");
             given_[index] = &readings[i];
         }
         for (std::size_t index = 0; index < sensors_.size(); ++index)
             if (!given_[index] && !(sensors_[index].is_text && has_instruction_))
-                return refuse(Counter::keys, "observation '%s' is missing; send exactly the keys that the policy was trained on",
+                return refuse(Counter::keys,
+                              "observation '%s' is missing; send exactly the keys that the policy was trained on",
                               sensors_[index].name.c_str());
         return true;
     }
@@ -231,15 +236,17 @@ private:
         const std::string problem = encoder_.encode(reading->text, sensor.input.data<float>());
         if (problem.empty()) return true;
         return refuse(Counter::instruction, "instruction '%.*s' %s",
-                      static_cast<int>(std::min<std::size_t>(reading->text.size(), 100)), reading->text.data(), problem.c_str());
+                      static_cast<int>(std::min<std::size_t>(reading->text.size(), 100)), reading->text.data(),
+                      problem.c_str());
     }
 
     bool is_copied(Sensor& sensor, const Reading& reading) {
         if (!sensor.has_shape_of(reading))
-            return refuse(Counter::shape, "observation '%s': has not the shape that policy.json says", sensor.name.c_str());
+            return refuse(Counter::shape, "observation '%s': has not the shape that policy.json says",
+                          sensor.name.c_str());
         if (!can_cast(reading.dtype, sensor.input.dtype))
-            return refuse(Counter::dtype, "observation '%s': dtype %s must be %s, or cast to it safely", sensor.name.c_str(),
-                          facts(reading.dtype).name, facts(sensor.input.dtype).name);
+            return refuse(Counter::dtype, "observation '%s': dtype %s must be %s, or cast to it safely",
+                          sensor.name.c_str(), facts(reading.dtype).name, facts(sensor.input.dtype).name);
         sensor.copy(reading);
         const std::size_t bad = sensor.first_not_finite();
         if (bad == sensor.input.count) return true;
@@ -253,10 +260,11 @@ private:
             if (sensor.is_text) continue;
             const std::size_t bad = sensor.first_outside(sensor.hard);
             if (bad < sensor.input.count)
-                return refuse(Counter::hard_range,
-                              "observation '%s': element %zu is %.6g, must lie between %.6g and %.6g; look for a wrong unit",
-                              sensor.name.c_str(), bad, sensor.element(bad), double(sensor.hard.low[bad]),
-                              double(sensor.hard.high[bad]));
+                return refuse(
+                    Counter::hard_range,
+                    "observation '%s': element %zu is %.6g, must lie between %.6g and %.6g; look for a wrong unit",
+                    sensor.name.c_str(), bad, sensor.element(bad), double(sensor.hard.low[bad]),
+                    double(sensor.hard.high[bad]));
             is_usual &= sensor.first_outside(sensor.training) == sensor.input.count;
         }
         if (!is_usual) counted(Counter::training_range);
@@ -268,7 +276,7 @@ private:
             return given_[index] && given_[index]->taken_at ? given_[index]->taken_at : taken_at;
         };
         for (std::size_t index = 0; index < sensors_.size(); ++index) {
-            const auto &sensor = sensors_[index];
+            const auto& sensor = sensors_[index];
             const auto taken = time_of(index);
             if (!taken) continue;
             if (!(std::fabs(now - *taken) <= sensor.max_age && *taken >= sensor.taken_at.value_or(-infinity)))
@@ -283,13 +291,15 @@ private:
 
     bool decide() {
         const std::string problem = network_.run();
-        if (!problem.empty()) return refuse(Counter::internal, "step failed (%s); look at the observation", problem.c_str());
+        if (!problem.empty())
+            return refuse(Counter::internal, "step failed (%s); look at the observation", problem.c_str());
         const Tensor &ok = network_.output("ok"), &actions = network_.output("actions");
         bool is_ok = true;
         for (std::size_t i = 0; i < ok.count; ++i) is_ok &= ok.data<std::uint8_t>()[i] == 1;
         for (std::size_t i = 0; i < actions.count; ++i) is_ok &= std::isfinite(actions.data<float>()[i]);
-        return is_ok || refuse(Counter::network, "outputs of the policy must be finite, got ok = False; hold the robot, look "
-                                                 "for the sensor that left its range, and step again");
+        return is_ok || refuse(Counter::network,
+                               "outputs of the policy must be finite, got ok = False; hold the robot, look "
+                               "for the sensor that left its range, and step again");
     }
 
     std::function<double()> clock_;

@@ -32,11 +32,13 @@ inline void sleep_until(double seconds) {
 struct Timing {
     std::vector<double> late_ms;     // how long after its tick a step began
     std::vector<double> latency_ms;  // what the controller took
-    std::size_t num_missed = 0;      // ticks whose action came after the next tick, and ticks that passed without a step
+    std::size_t num_missed = 0;  // ticks whose action came after the next tick, and ticks that passed without a step
 };
 
-/// Feeds the recorded observations, over and over, for so many seconds. `instruction` is told where a policy takes words.
-inline Timing drive(Controller& controller, const Golden& golden, double rate, double seconds, const std::string& instruction) {
+/// Feeds the recorded observations, over and over, for so many seconds. `instruction` is told where a policy takes
+/// words.
+inline Timing drive(Controller& controller, const Golden& golden, double rate, double seconds,
+                    const std::string& instruction) {
     const double period = 1 / rate, first = steady_seconds();
     Timing timing;
     timing.late_ms.reserve(static_cast<std::size_t>(seconds * rate) + 1);

@@ -22,9 +22,15 @@ constexpr Dtype dtype_of() {
     if constexpr (std::is_same_v<T, bool>) return Dtype::boolean;
     else if constexpr (std::is_floating_point_v<T>) return sizeof(T) == 4 ? Dtype::float32 : Dtype::float64;
     else if constexpr (std::is_signed_v<T>)
-        return sizeof(T) == 1 ? Dtype::int8 : sizeof(T) == 2 ? Dtype::int16 : sizeof(T) == 4 ? Dtype::int32 : Dtype::int64;
+        return sizeof(T) == 1   ? Dtype::int8
+               : sizeof(T) == 2 ? Dtype::int16
+               : sizeof(T) == 4 ? Dtype::int32
+                                : Dtype::int64;
     else
-        return sizeof(T) == 1 ? Dtype::uint8 : sizeof(T) == 2 ? Dtype::uint16 : sizeof(T) == 4 ? Dtype::uint32 : Dtype::uint64;
+        return sizeof(T) == 1   ? Dtype::uint8
+               : sizeof(T) == 2 ? Dtype::uint16
+               : sizeof(T) == 4 ? Dtype::uint32
+                                : Dtype::uint64;
 }
 
 /// What one sensor says, not copied: name and data must live until `step` returns.
@@ -43,7 +49,8 @@ struct Reading {
     Reading(std::string_view name, const std::vector<T>& values)
         : Reading(name, values.data(), {static_cast<std::int64_t>(values.size())}) {}
     /// An instruction in words.
-    Reading(std::string_view name, std::string_view text) : name(name), dtype(Dtype::text), data(text.data()), text(text) {}
+    Reading(std::string_view name, std::string_view text)
+        : name(name), dtype(Dtype::text), data(text.data()), text(text) {}
 
     std::string_view name;
     Dtype dtype;
@@ -117,9 +124,10 @@ struct Sensor {
         with_element(input.dtype, [&](auto zero) {
             using Element = decltype(zero);
             if constexpr (std::is_floating_point_v<Element>)
-                first = static_cast<std::size_t>(
-                    std::find_if(input.data<Element>(), input.data<Element>() + input.count,
-                                 [](Element value) { return !std::isfinite(value); }) - input.data<Element>());
+                first =
+                    static_cast<std::size_t>(std::find_if(input.data<Element>(), input.data<Element>() + input.count,
+                                                          [](Element value) { return !std::isfinite(value); }) -
+                                             input.data<Element>());
         });
         return first;
     }
