@@ -39,6 +39,26 @@ def built(source: Path, out: Path) -> Path:
     return out
 
 
+def built_example(sources: Path, out: Path) -> Path:
+    """Builds it with CMake where it is there, as an integrator does; with the compiler alone otherwise."""
+    if shutil.which("cmake") is None:
+        return built(sources / "example.cpp", out / "example")
+    root = f"-DONNXRUNTIME_ROOT={Path(str(LIBRARY)).parent}"
+    for command in (
+        ["cmake", "-S", str(sources), "-B", str(out), root, "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-Werror"],
+        ["cmake", "--build", str(out)],
+    ):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stdout + result.stderr
+    return out / "example"
+
+
+def run_example(example: Path, folder: Path, *flags: str) -> tuple[int, list[dict[str, Any]], str]:
+    command = [str(example), str(folder), "--onnxruntime", str(LIBRARY), *flags]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    return result.returncode, [json.loads(line) for line in result.stdout.splitlines()], result.stderr
+
+
 @dataclass
 class Answer:
     """What a step came to."""

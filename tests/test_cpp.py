@@ -456,7 +456,10 @@ def test_a_graph_or_library_that_does_not_fit_is_refused(driver: Path, tmp_path:
     (folder / "policy.onnx").write_bytes(b"no graph")
     assert re.search(r"policy.onnx: onnxruntime \S+ says: ", refusal(driver, write_sums(folder)))
     outputs = [{**each, "shape": [1, 3]} if each["name"] == "actions" else each for each in CARD["outputs"]]
-    assert re.search(r"onnxruntime \S+ says: Got invalid dimensions for output: actions", refusal(driver, write_bundle(folder, outputs=outputs)))
+    assert re.search(
+        r"onnxruntime \S+ says: Got invalid dimensions for output: actions",
+        refusal(driver, write_bundle(folder, outputs=outputs)),
+    )
     outputs = [{**each, "dtype": "int64"} if each["name"] == "ok" else each for each in CARD["outputs"]]
     assert "output ok must be bool" in refusal(driver, write_bundle(folder, outputs=outputs))
 

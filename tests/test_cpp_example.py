@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from controller_fixtures import CARD, TIMES, golden, write_bundle, write_sums
-from cpp_fixtures import CAN_BUILD, LIBRARY, SOURCES, WHY_NOT, built, write_worded
+from cpp_fixtures import CAN_BUILD, SOURCES, WHY_NOT, built_example, run_example, write_worded
 
 from qtransformer.deploy.controller import FAULTS, Controller
 
@@ -27,28 +24,9 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built_example(SOURCES, tmp_path_factory.mktemp("example"))
 
 
-def built_example(sources: Path, out: Path) -> Path:
-    if shutil.which("cmake") is None:
-        return built(sources / "example.cpp", out / "example")
-    root = f"-DONNXRUNTIME_ROOT={Path(str(LIBRARY)).parent}"
-    for command in (
-        ["cmake", "-S", str(sources), "-B", str(out), root, "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-Werror"],
-        ["cmake", "--build", str(out)],
-    ):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert result.returncode == 0, result.stdout + result.stderr
-    return out / "example"
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_bundle(tmp_path_factory.mktemp("bundle"))
-
-
-def run_example(example: Path, folder: Path, *flags: str) -> tuple[int, list[dict[str, Any]], str]:
-    command = [str(example), str(folder), "--onnxruntime", str(LIBRARY), *flags]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    return result.returncode, [json.loads(line) for line in result.stdout.splitlines()], result.stderr
 
 
 def compress(folder: Path) -> Path:
