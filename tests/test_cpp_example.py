@@ -35,6 +35,25 @@ def compress(folder: Path) -> Path:
     return write_sums(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"outputs.tokens": np.ones((TIMES, 3), np.int64)}, "an array has not the type or shape that policy.json says"),
+        ({"inputs.state": np.zeros((TIMES, 2))}, "an array has not the type or shape that policy.json says"),
+        ({"outputs.q_max": np.zeros((TIMES - 1, 2), np.float32)}, "its arrays differ in length"),
+        ({name: array[:0] for name, array in golden().items()}, "it holds no steps"),
+        ({"is_tied": np.zeros((TIMES, 2, 8), np.complex64)}, "an array of an unknown type"),
+        ({"inputs.state": np.asfortranarray(golden()["inputs.state"])}, "an array in Fortran's order"),
+    ],
+)
+def test_recorded_steps_that_do_not_fit_are_refused(
+    example: Path, tmp_path: Path, changes: dict[str, np.ndarray], match: str
+):
+    status, _, error = run_example(example, write_bundle(tmp_path, changes), "--seconds", "0")
+    assert status == 2
+    assert f"golden.npz: {match}; export the bundle again" in error
+
+
 @pytest.mark.parametrize("is_compressed", [False, True])
 def test_the_recorded_steps_agree(example: Path, tmp_path: Path, is_compressed: bool):
     folder = write_bundle(tmp_path)

@@ -23,6 +23,7 @@ public:
         num_steps = static_cast<std::size_t>(array("is_reset").shape[0]);
         for (const auto& [name, each] : arrays_)
             if (each.shape[0] != static_cast<std::int64_t>(num_steps)) detail::damaged("its arrays differ in length");
+        if (num_steps == 0) detail::damaged("it holds no steps");
     }
 
     const Array& array(const std::string& name) const {
@@ -31,7 +32,15 @@ public:
             throw ControllerError("golden.npz: must have " + name + "; export the bundle again");
         return found->second;
     }
-    bool is_reset(std::size_t step) const { return *array("is_reset").row<std::uint8_t>(step); }
+    /// Returns what an array of `size` elements a step holds at this one.
+    template <class T>
+    const T* row(const std::string& name, std::size_t step, std::size_t size) const {
+        const Array& found = array(name);
+        if (facts(found.dtype).size != sizeof(T) || found.row_size() != size)
+            detail::damaged("an array has not the type or shape that policy.json says");
+        return reinterpret_cast<const T*>(found.bytes.data()) + step * size;
+    }
+    bool is_reset(std::size_t step) const { return *row<std::uint8_t>("is_reset", step, 1); }
 
     std::size_t num_steps;
 
@@ -53,38 +62,43 @@ struct Agreement {
 
 namespace detail {
 
-inline void compare(const Golden& golden, std::size_t step, Network& network, const Json& tokenizer, Agreement& found) {
-    const auto *tokens = golden.array("outputs.tokens").row<std::int64_t>(step),
-               *got = network.output("tokens").data<std::int64_t>();
-    const auto *q = golden.array("outputs.q_max").row<float>(step), *got_q = network.output("q_max").data<float>();
-    const std::size_t num_tokens = network.output("tokens").count,
-                      num_bins = golden.array("is_tied").row_size() / num_tokens;
-    const auto* is_tied = golden.array("is_tied").row<std::uint8_t>(step);
-    if (!*golden.array("outputs.ok").row<std::uint8_t>(step) || !*network.output("ok").data<std::uint8_t>())
-        found.fail(step, "ok is False");
+/// Returns whether all tokens of the step are the recorded ones; counts them and their values.
+inline bool compare_tokens(const Golden& golden, std::size_t step, Network& network, Agreement& found) {
+    const Tensor &tokens = network.output("tokens"), &q = network.output("q_max");
+    const std::size_t size = tokens.count, num_bins = size ? golden.array("is_tied").row_size() / size : 0;
+    if (q.count != size) damaged("q_max has not one number a token");
+    const auto* expected = golden.row<std::int64_t>("outputs.tokens", step, size);
+    const auto* expected_q = golden.row<float>("outputs.q_max", step, size);
+    const auto* is_tied = golden.row<std::uint8_t>("is_tied", step, size * num_bins);
+    const auto* got = tokens.data<std::int64_t>();
     bool is_same = true;
-    for (std::size_t i = 0; i < num_tokens; ++i) {
-        found.tokens_equal += tokens[i] == got[i];
+    for (std::size_t i = 0; i < size; ++i) {
+        const std::string place = "token " + std::to_string(i) + ": ";
+        found.tokens_equal += expected[i] == got[i];
         ++found.tokens_total;
-        if (is_same && tokens[i] != got[i]) {
+        if (is_same && expected[i] != got[i]) {
             is_same = false;
-            const bool is_bin = got[i] >= 0 && got[i] < static_cast<std::int64_t>(num_bins);
-            if (is_bin && is_tied[i * num_bins + static_cast<std::size_t>(got[i])]) ++found.near_ties;
+            const auto bin = static_cast<std::size_t>(got[i]);  // a negative one becomes too large
+            if (bin < num_bins && is_tied[i * num_bins + bin]) ++found.near_ties;
             else
-                found.fail(step, "token " + std::to_string(i) + ": bin " + std::to_string(tokens[i]) +
-                                     " expected, got " + std::to_string(got[i]));
+                found.fail(step,
+                           place + "bin " + std::to_string(expected[i]) + " expected, got " + std::to_string(got[i]));
         }
-        if (!is_same) continue;
-        const double error = std::fabs(double(q[i]) - got_q[i]);
+        const double error = is_same ? std::fabs(double(expected_q[i]) - q.data<float>()[i]) : 0;
         found.largest_q_difference = std::max(found.largest_q_difference, error);
-        if (!(error <= Golden::value_tolerance)) found.fail(step, "token " + std::to_string(i) + ": Q is off");
+        if (!(error <= Golden::value_tolerance)) found.fail(step, place + "Q is off");
     }
-    const Array& actions = golden.array("outputs.actions");
-    for (std::size_t i = 0; is_same && i < network.output("actions").count; ++i) {
-        const double expected =
-            actions.dtype == Dtype::float64 ? actions.row<double>(step)[i] : actions.row<float>(step)[i];
-        const double error = std::fabs(expected - network.output("actions").data<float>()[i]);
-        const double span = tokenizer.at("high").items()[i].number() - tokenizer.at("low").items()[i].number();
+    return is_same;
+}
+
+inline void compare_actions(const Golden& golden, std::size_t step, Network& network, const Json& tokenizer,
+                            Agreement& found) {
+    const Tensor& actions = network.output("actions");
+    const auto* expected = golden.row<float>("outputs.actions", step, actions.count);
+    const auto &low = tokenizer.at("low").items(), &high = tokenizer.at("high").items();
+    for (std::size_t i = 0; i < actions.count; ++i) {
+        const double error = std::fabs(double(expected[i]) - actions.data<float>()[i]);
+        const double span = high.at(i).number() - low.at(i).number();
         found.largest_action_difference = std::max(found.largest_action_difference, error);
         if (!(error <= Golden::action_tolerance * span)) found.fail(step, "action " + std::to_string(i) + " is off");
     }
@@ -99,14 +113,19 @@ inline Agreement replay(const Golden& golden, const Json& card, Network& network
         if (golden.is_reset(step)) network.forget();
         for (const auto& spec : card.at("observations").items()) {
             const auto& name = spec.at("name").text();
-            const Array& array = golden.array("inputs." + name);
             Tensor& input = network.input(name);
-            if (array.dtype != input.dtype || array.row_size() != input.count)
-                detail::damaged("an observation differs from the graph's input");
-            std::copy_n(array.bytes.data() + step * input.num_bytes(), input.num_bytes(), input.data<char>());
+            with_element(input.dtype, [&](auto zero) {
+                using Element = decltype(zero);
+                std::copy_n(golden.row<Element>("inputs." + name, step, input.count), input.count,
+                            input.data<Element>());
+            });
         }
         if (const std::string problem = network.run(); !problem.empty()) found.fail(step, problem);
-        detail::compare(golden, step, network, card.at("tokenizer"), found);
+        const Tensor& ok = network.output("ok");
+        if (!*golden.row<std::uint8_t>("outputs.ok", step, ok.count) || !*ok.data<std::uint8_t>())
+            found.fail(step, "ok is False");
+        if (detail::compare_tokens(golden, step, network, found))
+            detail::compare_actions(golden, step, network, card.at("tokenizer"), found);
         network.commit();
         ++found.steps;
     }

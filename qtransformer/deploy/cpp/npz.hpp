@@ -19,12 +19,7 @@ struct Array {
     std::vector<std::int64_t> shape;
     std::string bytes;  // C order, little endian
 
-    /// Returns the elements of row `row` along the first axis; throws where T is not their type.
-    template <class T>
-    const T* row(std::size_t index) const {
-        if (facts(dtype).size != sizeof(T)) throw ControllerError("golden.npz: an array has not the type it should");
-        return reinterpret_cast<const T*>(bytes.data()) + index * row_size();
-    }
+    /// Elements along the other axes.
     std::size_t row_size() const { return num_elements({shape.begin() + 1, shape.end()}); }
 };
 
