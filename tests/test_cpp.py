@@ -143,6 +143,17 @@ def test_the_rate_is_limited_against_what_was_sent(make: Callable[..., Cpp]):
     assert actions(cpp) == [[0, 0], [0.2, 0.6], [0.4, 0.6], [0.2, 0], [-0.8, 0]]
 
 
+def test_stale_and_late_readings_are_refused(make: Callable[..., Cpp]):
+    """At most 0.1 s from now, to either side, and never older than the one before; at most 0.3 s from step to step."""
+    cpp = make(safety={"max_gap_s": 0.3}, observations={"state": {"max_age_s": 0.1}})
+    times = [(100, 100), (100.05, 99.995), (100.2, 100.25), (100.3, 100.5), (100.4, 100.29), (100.5, None), (101, 101)]
+    for now, taken_at in (*times, (101.1, 101.1)):
+        cpp.clock(float(now))
+        cpp.step(observation(0, 0), taken_at)
+    reasons = ["accepted", "stale", "accepted", "stale", "stale", "accepted", "late", "accepted"]
+    assert [each.reason for each in cpp.answers()[0]] == reasons
+
+
 def test_bounds_and_workspace(make: Callable[..., Cpp]):
     """The hand is at state x; an action of 1 moves it by 0.1: at 0.05 it may go to 0.08, at 0.09 it must come back."""
     side = {"observation": "state", "element": "x", "low": 0.0, "high": 0.08, "scale": 0.1}
