@@ -353,7 +353,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel_names: set[str]):
     assert any(name.endswith("/licenses/LICENSE") for name in wheel_names)
 
 
-@pytest.mark.parametrize("pattern", ["*.py", "*.xml", "*.json", "*.md"])
+@pytest.mark.parametrize("pattern", ["*.py", "*.xml", "*.json", "*.md", "*.hpp", "*.cpp", "CMakeLists.txt"])
 def test_wheel_holds_every_source_file(wheel_names: set[str], pattern: str):
     files = {file.relative_to(ROOT).as_posix() for file in package_files(pattern)}
     assert files
