@@ -22,7 +22,6 @@ from qtransformer.outcomes import RETURN_RULE, WORD_RULE, CrashedEpisode, Episod
 from qtransformer.rollout import Observation, Rollout
 from qtransformer.vectorization import AsyncEnvironments, Reset, SyncEnvironments, Vectorization, open_environments
 
-
 # An absolute path, one of a home or drive, one that leads up, or module:name.
 _PLACE = re.compile(r"^[/~.\\]|^\w:[\\/]|(^|[/\\])\.\.([/\\]|$)|^[A-Za-z_][\w.]*:\S+$")
 

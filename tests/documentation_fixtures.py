@@ -1,8 +1,8 @@
 """The fenced blocks of a page: taken apart, looked at without running them, and run one after another.
 
-    ```bash                     commands, run in order       ```text      output, diagrams: nothing to run
-    ```bash no-run: the reason  looked at alone              ```text output   must have been printed by the blocks before
-    ```python                   executed                     ```json      must parse
+    ```bash                     commands, run in order     ```text         output, diagrams: nothing to run
+    ```bash no-run: the reason  looked at alone            ```text output  was printed by the blocks before
+    ```python                   executed                   ```json         must parse
     ```python no-run: reason    compiled, imports looked up
 
 A python block whose first line is `# name.py` is a file that the commands after it import. A command whose comment says
@@ -20,8 +20,10 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,11 +49,12 @@ SMALL = {
 }
 NUM_SAMPLES = 16  # logged windows that training keeps, on which export checks parity; 512 take 20 s to export
 # ... and these replaced where a command has them.
-SMALLER = {"--evaluate-every": "2", "--evaluate-episodes": "1", "--video-episodes": "1", "--checkpoint-every": "2", "--budget-ms": "10000"}
+SMALLER = {"--evaluate-every": "2", "--evaluate-episodes": "1", "--video-episodes": "1", "--checkpoint-every": "2"}
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>.*)\n(?P<text>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE)
 _INFO = re.compile(r"(?P<language>\w+)(?: (?P<mark>no-run: .+|output))?")
 _FILE = re.compile(r"# (\w+\.py)\n")
 _SERVED = "8000"  # the port that pages name
+_EXPORTED: dict[tuple[str, ...], Path] = {}  # bundles by the command that made them, for pages that begin with the same
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def blocks_of(page: Path) -> list[Block]:
         assert info, f"{page.name}:{line}: fence {match['info']!r} must be a language, and `no-run: why` or `output`"
         assert info["language"] in LANGUAGES, f"{page.name}:{line}: {info['language']!r} must be one of {LANGUAGES}"
         mark, is_text = info["mark"] or "", info["language"] == "text"
-        assert (mark != "output" if not is_text else not mark.startswith("no-run")), f"{page.name}:{line}: {mark}"
+        assert mark != "output" if not is_text else not mark.startswith("no-run"), f"{page.name}:{line}: {mark}"
         dedented = re.sub(f"^{match['indent']}", "", match["text"], flags=re.MULTILINE)
         found.append(Block(page, line, info["language"], mark, dedented))
     assert 2 * len(found) == len(re.findall(r"^ *```", text, re.MULTILINE)), f"{page.name}: a fence is left open"
@@ -170,7 +173,7 @@ def _look_at_script(command: Command, script: str, arguments: list[str]) -> None
     sources = path.read_text() + "".join(each.read_text() for each in path.parent.glob("harness.py"))
     for flag in (word for word in arguments if word.startswith("--")):
         name = flag.partition("=")[0].removeprefix("--")
-        is_there = f"--{name}" in sources or re.search(rf"\b{name.replace('-', '_')}\b", sources)
+        is_there = f'"--{name}"' in sources or re.search(rf"^ +{name.replace('-', '_')}: ", sources, re.MULTILINE)
         assert is_there, f"{command.where}: {script} knows no {flag}"
 
 
@@ -245,9 +248,14 @@ class PageRun:
         elif arguments[0] == "verify":  # it refuses to run where torch is loaded
             program = f"import sys; from qtransformer.cli import main; sys.exit(main({arguments}))"
             self._process(command, [sys.executable, "-c", program])
+        elif arguments[0] == "export" and tuple(arguments) in _EXPORTED:
+            shutil.copytree(_EXPORTED[tuple(arguments)], parse(command).out)
         else:
             with self._listening():
                 status = cli.main(shrunk(arguments))
+            if arguments[0] == "export" and not status:
+                kept = _EXPORTED[tuple(arguments)] = Path(tempfile.mkdtemp(dir=Path.cwd().parent)) / "bundle"
+                shutil.copytree(parse(command).out, kept)
             assert status == command.status, f"{command.where}: ended with {status}\n{self.output[-3000:]}"
 
     def _process(self, command: Command, program: list[str]) -> None:

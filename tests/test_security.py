@@ -1,6 +1,6 @@
 """Nothing that was made elsewhere is executed, and no path in it is followed: one hostile file for each reader.
 
-The readers' own tests hold the rest, such as damage, bombs and links of each layout: docs/threat-model.md names them all.
+The readers' own tests hold the rest, such as damage, bombs and links of each layout: docs/threat-model.md names them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import dialect_fixtures
 import h5py
 import lerobot_fixtures
 import msgpack
@@ -26,6 +25,7 @@ import pytest
 import torch
 from controller_fixtures import change_card, write_bundle, write_sums
 from dataset_fixtures import make_episode as make_plain_episode
+from dialect_fixtures import make_log, write_d4rl, write_robomimic
 from learner_fixtures import make_config, write_log
 
 from qtransformer.checkpoint import CheckpointError, load_checkpoint
@@ -43,8 +43,12 @@ from qtransformer_datasets.schema import DatasetError
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = ("qtransformer", "envs", "datasets", "benchmarks", "docs", "train.py")  # tests make hostile files
-UNPICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle", "hickle"}
-UNPICKLING |= {"pandas", "yaml"}  # have readers that unpickle, or build objects, and nothing that is needed here
+UNPICKLING = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "jsonpickle"}
+UNPICKLING |= {
+    "hickle",
+    "pandas",
+    "yaml",
+}  # have readers that unpickle, or build objects, and nothing that is needed here
 EXECUTING = {"torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "torch.package", "torch.ops.load_library"}
 EXECUTING |= {"eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "os.system", "os.popen"}
 EXECUTING |= {"runpy.run_path", "runpy.run_module", "importlib.import_module", "import_module", "ctypes.CDLL"}
@@ -73,8 +77,8 @@ def executing(source: str) -> list[str]:
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             given = {each.arg: ast.unparse(each.value) for each in node.keywords}
-            if name in EXECUTING or given.get("allow_pickle", "False") != "False" or given.get("shell", "False") != "False":
-                found.append(name)  # numpy's own default is allow_pickle=False
+            asks = any(given.get(each, "False") != "False" for each in ("allow_pickle", "shell"))  # off by default
+            found += [name] if name in EXECUTING or asks else []
     return found
 
 
@@ -189,8 +193,11 @@ def test_a_checkpoint_that_describes_something_else(run, change, kind):
 
 DIALECTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "minari": (lambda path: _write_minari(path), "episode_0/actions"),
-    "robomimic": (lambda path: dialect_fixtures.write_robomimic(path, dialect_fixtures.make_log()), "data/demo_0/actions"),
-    "d4rl": (lambda path: dialect_fixtures.write_d4rl(path, dialect_fixtures.make_log()), "actions"),
+    "robomimic": (
+        lambda path: write_robomimic(path, make_log()),
+        "data/demo_0/actions",
+    ),
+    "d4rl": (lambda path: write_d4rl(path, make_log()), "actions"),
 }
 
 
@@ -261,7 +268,7 @@ def test_a_hostile_hdf5_file(tmp_path, dialect, attack, message):
 
 def test_attributes_that_are_pickles(tmp_path):
     path, trap = tmp_path / "log.hdf5", pickle.dumps(Trap(tmp_path / "sprung"), 0)
-    dialect_fixtures.write_robomimic(path, dialect_fixtures.make_log())
+    write_robomimic(path, make_log())
     with h5py.File(path, "r+") as file:
         file["data"].attrs["env_args"] = trap.decode("ascii")
         file["data/demo_0"].attrs["ep_meta"] = np.void(trap)
@@ -313,6 +320,9 @@ def test_a_path_that_leads_out_of_a_dataset(tmp_path, template):
 # --- bundles ----------------------------------------------------------------------------------------------------------
 
 
+ELSEWHERE = "must be a file in the folder itself, got a path or a link"
+
+
 @pytest.fixture
 def bundle(tmp_path):
     (tmp_path / "bundle").mkdir()
@@ -323,14 +333,14 @@ def bundle(tmp_path):
 def test_checksums_of_files_elsewhere(tmp_path, bundle, name):
     (bundle / "SHA256SUMS").open("a").write(f"{'0' * 64}  {name}\n")
     failures = verify_bundle(bundle)["failures"]
-    assert failures == [f"{name}: must be a file in the folder itself, got a path or a link; export or copy the bundle again"]
+    assert failures == [f"{name}: {ELSEWHERE}; export or copy the bundle again"]
 
 
 @pytest.mark.parametrize("name", ["policy.json", "policy.onnx", "golden.npz"])
 def test_a_linked_file(tmp_path, bundle, name):
     (bundle / name).rename(tmp_path / "secret")
     (bundle / name).symlink_to(tmp_path / "secret")
-    assert [each for each in verify_bundle(bundle)["failures"] if each.startswith(f"{name}: must be a file in the folder")]
+    assert any(each.startswith(f"{name}: {ELSEWHERE}") for each in verify_bundle(bundle)["failures"])
     with pytest.raises(ControllerError, match=rf"{name}: sha256 .* a link or from another export"):
         Controller(bundle).self_test()
 
@@ -369,7 +379,7 @@ def test_a_card_opens_no_log_and_no_environment_elsewhere(tmp_path, bundle, caps
     assert capsys.readouterr().err == ""
     change_card(bundle, environment={"id": "Ant-v5", "kwargs": {"xml_file": "/etc/hostname"}})
     environment_id, kwargs = open_policy(bundle).environment()
-    with pytest.raises(EvaluationError, match=r"environment setting xml_file \('/etc/hostname'\) of the log names a file"):
+    with pytest.raises(EvaluationError, match=r"setting xml_file \('/etc/hostname'\) of the log names a file"):
         make_environment(environment_id, kwargs, ())
 
 
@@ -381,9 +391,9 @@ def test_a_message_that_holds_a_pickle(tmp_path, dtype):
     data = pickle.dumps(Trap(tmp_path / "sprung"))
     array = {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": [1]}
     with pytest.raises(ProtocolError, match="dtype of an array must be like"):
-        unpack(msgpack.packb({"state": array}))
+        unpack(bytes(msgpack.packb({"state": array}) or b""))
     with pytest.raises(ProtocolError, match="frame must be one msgpack map within the limits"):
-        unpack(msgpack.packb({"state": msgpack.ExtType(1, data)}))
+        unpack(bytes(msgpack.packb({"state": msgpack.ExtType(1, data)}) or b""))
     assert not (tmp_path / "sprung").exists()
 
 
@@ -426,8 +436,8 @@ def test_a_dataset_names_a_module_and_inspect_does_not_import_it(tmp_path, monke
     (tmp_path / "planted_dataset.py").write_text("raise RuntimeError('was imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     log = write_log(tmp_path / "log")
-    metadata = json.loads((log / "data" / "metadata.json").read_text())
-    hostile = re.sub(r'"environment_id": (null|"[^"]*")', '"environment_id": "planted_dataset:Task-v0"', json.dumps(metadata))
+    text = (log / "data" / "metadata.json").read_text()
+    hostile = re.sub(r'"environment_id": (null|"[^"]*")', '"environment_id": "planted_dataset:Task-v0"', text)
     assert "planted_dataset" in hostile
     (log / "data" / "metadata.json").write_text(hostile)
     assert main(["inspect", str(log)]) == 0

@@ -1,7 +1,8 @@
 """Opening HDF5 files that strangers made: every failure is a DatasetError, and nothing outside the file is read.
 
 Special about this file: HDF5 can point at other files through external links, soft links, external storage and
-virtual datasets, can ask for plugins, and can hold Python objects. All of these are refused. It must not know any dataset layout.
+virtual datasets, can ask for plugins, and can hold Python objects. All of these are refused. It must not know any
+dataset layout.
 """
 
 from __future__ import annotations
