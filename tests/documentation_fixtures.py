@@ -34,6 +34,7 @@ import gymnasium
 import tyro
 from serve_fixtures import serving
 
+import qtransformer_envs  # noqa: F401 - registers its ids before a page's own are taken back
 from qtransformer import cli, training
 
 ROOT = Path(__file__).resolve().parents[1]
