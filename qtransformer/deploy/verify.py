@@ -47,7 +47,9 @@ def _file_failures(folder: Path, sums: Mapping[str, str]) -> Iterator[str]:
             yield f"SHA256SUMS: must list {name}"
     for name, digest in sums.items():
         path = folder / name
-        if not path.is_file():
+        if path.parent != folder or path.is_symlink():
+            yield f"{name}: must be a file in the folder itself, got a path or a link; export or copy the bundle again"
+        elif not path.is_file():
             yield f"{name}: is missing"
         elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             yield f"{name}: is not what SHA256SUMS says; it was changed or damaged"
