@@ -8,6 +8,7 @@ less Q it gives to their actions than to its own, in shares of the range of Q.
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 from collections import Counter
@@ -167,10 +168,15 @@ def int8_model(model: Any) -> Any:
     decoder = [name for name, weight in readers if uses[weight] > 1]
     if not decoder:
         raise ExportError("--formats int8: an action of one token reads every weight once; leave this format out")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "int8.onnx"
-        quantize_dynamic(_copy(model), path, nodes_to_quantize=decoder, per_channel=True, weight_type=QuantType.QUInt8)
-        return onnx.load(path)
+    logging.disable(logging.WARNING)  # it asks for a preparation that the export has done
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "int8.onnx"
+            kind = QuantType.QUInt8
+            quantize_dynamic(_copy(model), path, nodes_to_quantize=decoder, per_channel=True, weight_type=kind)
+            return onnx.load(path)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def write_pt2(step: StepGraph, called: Signature, path: Path) -> Callable[..., Mapping[str, Tensor]]:
