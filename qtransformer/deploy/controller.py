@@ -371,8 +371,7 @@ class Controller:
             self._state = FAULT
         if self._raises:
             raise error
-        fallback = self._limiter.fallback(self._safety["fallback"], self._sent)
-        return self._send(fallback, error)
+        return self._send(self._limiter.fallback(self._safety["fallback"], self._sent), error)
 
     def _send(self, wanted: np.ndarray | None, error: ControllerError | None) -> np.ndarray | None:
         action = None
@@ -512,13 +511,13 @@ def _numbers(values: Any, shape: Sequence[int], missing: float, name: str) -> np
 
 
 def _ranges(spec: Mapping[str, Any]) -> tuple[_Range, _Range]:
-    shape, low, high = spec["shape"], -math.inf, math.inf
-    return (
-        _Range(
-            _numbers(spec["hard_low"], shape, low, "hard_low"), _numbers(spec["hard_high"], shape, high, "hard_high")
-        ),
-        _Range(_numbers(spec["training_low"], shape, low, "low"), _numbers(spec["training_high"], shape, high, "high")),
-    )
+    """Returns the hard range and the training range of an observation."""
+
+    def numbers(name: str, missing: float) -> np.ndarray:
+        return _numbers(spec[name], spec["shape"], missing, name)
+
+    hard = _Range(numbers("hard_low", -math.inf), numbers("hard_high", math.inf))
+    return hard, _Range(numbers("training_low", -math.inf), numbers("training_high", math.inf))
 
 
 def _is_positive(value: Any) -> bool:
@@ -603,8 +602,7 @@ def _checked_array(value: Any, spec: Mapping[str, Any]) -> np.ndarray:
     if list(given.shape) != list(spec["shape"]):
         raise ControllerError(f"observation {name!r}: shape {given.shape} must be {tuple(spec['shape'])}", "shape")
     if not np.can_cast(given.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):  # integers would wrap around
-        message = f"observation {name!r}: dtype {given.dtype} must be {dtype}, or cast to it safely"
-        raise ControllerError(message, "dtype")
+        raise ControllerError(f"observation {name!r}: dtype {given.dtype} must be {dtype}, or cast safely", "dtype")
     with np.errstate(over="ignore"):  # what overflows is not finite afterwards
         array = np.array(given, dtype)  # a copy: the caller may fill the same array again
     if not np.isfinite(array).all():
@@ -619,9 +617,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Replays the recorded steps of an exported policy.")
     parser.add_argument("--self-test", action="store_true", required=True, help="compare with golden.npz")
     parser.add_argument("folder", nargs="?", default=Path(__file__).parent, type=Path, help="default: beside this file")
-    folder = parser.parse_args(arguments).folder
     try:
-        report = Controller(folder).self_test()
+        report = Controller(parser.parse_args(arguments).folder).self_test()
     except ControllerError as error:
         print(error, file=sys.stderr)
         return 1

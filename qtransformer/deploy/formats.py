@@ -3,7 +3,7 @@
 Special about this file: how each is judged. `pt2` and `aoti` must decide as the network does, like policy.onnx. The
 weights of `fp16` and `int8` are rounded: where a median lies between two bins they choose the other, and all later
 tokens with it, so that neither tokens nor actions say what was lost. The network itself does: by its *regret*, how much
-less Q it gives to their actions than to its own, in shares of the range of Q.
+less Q it gives to their actions than to its own, in shares of the range of Q over the recorded steps.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ FILES = {
 }
 MOST_MEAN_REGRET = 0.005  # of the range of Q, on average
 MOST_TAIL_REGRET = 0.1  # ... in 99 of 100 recorded steps
+_LEAST_RANGE = 1e-6  # of Q in [0, 1]
 
 
 class NamedStep(nn.Module):
@@ -69,19 +70,29 @@ def write_format(name: str, source: Source, folder: Path) -> dict[str, Any]:
     Raises:
         ExportError: it disagrees with the network or loses too much, or cannot be made here.
     """
-    path = folder / FILES[name]
-    if name in ("pt2", "aoti"):
-        module = {"pt2": write_pt2, "aoti": write_aoti}[name](source.step, source.called, path)
-        report = replay(source.card, source.golden, torch_run(module))
-        if report["passed"]:
-            return report
+    write = _write_rounded if name in ("fp16", "int8") else _write_exact
+    return write(name, source, folder / FILES[name])
+
+
+def _write_exact(name: str, source: Source, path: Path) -> dict[str, Any]:
+    module = {"pt2": write_pt2, "aoti": write_aoti}[name](source.step, source.called, path)
+    report = replay(source.card, source.golden, torch_run(module))
+    if not report["passed"]:
         raise ExportError(
             f"--formats {name}: torch {torch.__version__} and the network disagree in {report['num_failures']} "
             f"place(s): {'; '.join(report['failures'])}; nothing was written: leave this format out"
         )
+    return report
+
+
+def _write_rounded(name: str, source: Source, path: Path) -> dict[str, Any]:
     if math.isinf(source.policy.support_temperature):
-        raise ExportError(f"--formats {name}: this policy acts without values, by which alone its loss can be judged")
-    path.write_bytes({"fp16": half_model, "int8": int8_model}[name](source.model).SerializeToString(deterministic=True))
+        raise ExportError(
+            f"--formats {name}: this policy acts without values, by which alone its loss can be judged; leave this "
+            "format out"
+        )
+    rounded = {"fp16": half_model, "int8": int8_model}[name](source.model)
+    path.write_bytes(rounded.SerializeToString(deterministic=True))
     arrays, latency = play(source.card, source.golden, onnx_run(path.read_bytes()))
     report = regret_report(source.policy, source.golden, arrays)
     complaint = _complaint(report["regret"], arrays["ok"])
@@ -112,13 +123,14 @@ def regret_report(
 
     A regret may be negative: the greedy action is the median of a distribution, not the maximum of Q.
     """
-    values = action_values(policy, golden, arrays["tokens"])
-    regret = action_values(policy, golden, golden["outputs.tokens"]) - values
+    values, greedy = (action_values(policy, golden, each) for each in (arrays["tokens"], golden["outputs.tokens"]))
+    regret = (greedy - values) / max(float(greedy.max() - greedy.min()), _LEAST_RANGE)
     return {
         "steps": len(regret),
         "tokens": token_counts(golden, arrays),
         "largest_action_difference": float(np.abs(golden["outputs.actions"] - arrays["actions"]).max()),
         "largest_q_difference": float(np.abs(arrays["q_max"][:, -1] - values).max()),
+        "range_of_q": [float(greedy.min()), float(greedy.max())],
         "regret": {
             "mean": float(regret.mean()),
             "p99": float(np.percentile(regret, 99)),

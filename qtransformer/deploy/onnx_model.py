@@ -77,20 +77,6 @@ def onnx_model(module: nn.Module, signature: Signature, card: Mapping[str, Any])
     return model
 
 
-def described(ends: Sequence[Any]) -> list[dict[str, Any]]:
-    """Returns name, numpy dtype and shape of a graph's inputs or outputs."""
-    import onnx
-
-    return [
-        {
-            "name": each.name,
-            "dtype": str(onnx.helper.tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type)),
-            "shape": [size.dim_value for size in each.type.tensor_type.shape.dim],
-        }
-        for each in ends
-    ]
-
-
 def _assert_is_plain(model: Any) -> None:
     graph = model.graph
     assert not any(node.op_type.startswith(_FORBIDDEN_OPERATORS) for node in graph.node), "exported in training mode"
