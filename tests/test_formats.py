@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 from test_export import SPEC, random_samples, tiny_policy
+from torch._inductor import config
 
 from qtransformer.deploy import formats
 from qtransformer.deploy.card import policy_card
@@ -198,7 +198,7 @@ def test_a_torch_program_equals_the_network(source: Source, tmp_path: Path):
 
 @pytest.mark.export
 def test_no_compiler(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere/g++"))
+    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
     with pytest.raises(
         ExportError, match=r"--formats aoti: needs a C\+\+ compiler \(.*/nowhere/g\+\+.*; install g\+\+"
     ):
@@ -208,7 +208,7 @@ def test_no_compiler(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @pytest.mark.export
 def test_a_compiled_package_equals_the_network(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(torch._inductor.config.aot_inductor, "compile_wrapper_opt_level", "O0")  # sooner compiled
+    monkeypatch.setattr(config.aot_inductor, "compile_wrapper_opt_level", "O0")  # sooner compiled
     report = write_format("aoti", source, tmp_path)
     assert (report["passed"], report["tokens"]["equal"]) == (True, report["tokens"]["total"])
     assert (tmp_path / "policy.aoti.pt2").exists()
