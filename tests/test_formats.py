@@ -197,19 +197,17 @@ def test_a_torch_program_equals_the_network(source: Source, tmp_path: Path):
 
 
 @pytest.mark.export
-def test_no_compiler(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(config.cpp, "cxx", (None, "/nowhere/g++"))
-    with pytest.raises(
-        ExportError, match=r"--formats aoti: needs a C\+\+ compiler \(.*/nowhere/g\+\+.*; install g\+\+"
-    ):
+def test_no_compiler(source: Source, tmp_path: Path):
+    match = r"--formats aoti: needs a C\+\+ compiler \(.*/nowhere/g\+\+.*; install g\+\+"
+    with config.patch({"cpp.cxx": (None, "/nowhere/g++")}), pytest.raises(ExportError, match=match):
         write_format("aoti", source, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.export
-def test_a_compiled_package_equals_the_network(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(config.aot_inductor, "compile_wrapper_opt_level", "O0")  # sooner compiled
-    report = write_format("aoti", source, tmp_path)
+def test_a_compiled_package_equals_the_network(source: Source, tmp_path: Path):
+    with config.patch({"aot_inductor.compile_wrapper_opt_level": "O0"}):  # sooner compiled
+        report = write_format("aoti", source, tmp_path)
     assert (report["passed"], report["tokens"]["equal"]) == (True, report["tokens"]["total"])
     assert (tmp_path / "policy.aoti.pt2").exists()
 
