@@ -58,13 +58,14 @@ def sha256(path: Path) -> str:
 
 
 def write_sums(folder: Path) -> None:
-    """Writes the sums of all files in `folder` to its SHA256SUMS, as `sha256sum --check` reads them.
+    """Writes the sums of all files in `folder` and below to its SHA256SUMS, as `sha256sum --check` reads them.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    files = sorted(path for path in folder.iterdir() if path.name != SUMS)
-    (folder / SUMS).write_text("".join(f"{sha256(path)}  {path.name}\n" for path in files), encoding="utf-8")
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def fsync(path: Path) -> None:

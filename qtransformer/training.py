@@ -26,7 +26,7 @@ from qtransformer.config import RunError, TrainConfig
 from qtransformer.console import progress
 from qtransformer.deploy.controller import WordEncoder
 from qtransformer.files import write_durably
-from qtransformer.following import BEST, Clock, Interrupted, PeriodicEvaluation, tensorboard
+from qtransformer.following import BEST, Clock, Interrupted, PeriodicEvaluation, boards
 from qtransformer.guard import Guard, LogPlaces
 from qtransformer.learner import Learner
 from qtransformer.normalization import ReturnScale
@@ -88,7 +88,7 @@ def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None
         add_session(config.out, step, config.steps, str(learner.policy.tokenizer.low.device))
 
     first_step, clock = step, Clock(step, config.steps)
-    board = tensorboard(config.out, config.following.tensorboard, step)
+    board = boards(config, step)
     with Prefetcher(sampler) as feed, progress(config.algorithm, config.steps, step) as advance, metrics, board as draw:
         _evaluate(evaluation, state, metrics, step, wish)  # a run may have been stopped in the midst of it
         while step < config.steps:

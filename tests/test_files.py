@@ -121,10 +121,11 @@ def test_a_file_without_its_folder_is_not_written(tmp_path):
 
 def test_sums_are_what_sha256sum_reads(tmp_path):
     """The sum of "abc" is that of FIPS 180-2, appendix B.1."""
-    (tmp_path / "b").write_text("abc")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c").write_text("abc")
     (tmp_path / "a").touch()
     write_sums(tmp_path)
     write_sums(tmp_path)  # its own sum is not in it
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert sha256(tmp_path / "b") == expected
-    assert (tmp_path / SUMS).read_text().splitlines() == [f"{sha256(tmp_path / 'a')}  a", f"{expected}  b"]
+    assert sha256(tmp_path / "b" / "c") == expected
+    assert (tmp_path / SUMS).read_text().splitlines() == [f"{sha256(tmp_path / 'a')}  a", f"{expected}  b/c"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from cpp_fixtures import SOURCES
 from onnx import numpy_helper
 from test_export import SPEC, random_samples, tiny_policy
 from torch._inductor import config
@@ -226,6 +227,6 @@ def test_a_bundle_with_all_of_them(tmp_path: Path):
     for name, each in report["formats"].items():
         assert each["bytes"] == (tmp_path / "bundle" / name).stat().st_size
     found = verify_bundle(tmp_path / "bundle")
-    assert (found["failures"], found["files"]) == ([], 12)
+    assert (found["failures"], found["files"]) == ([], 12 + len(list(SOURCES.iterdir())))
     assert list(found["self_tests"]) == ["policy.onnx", "policy.fp16.onnx", "policy.int8.onnx"]
     assert found["self_tests"]["policy.int8.onnx"]["tokens"] == report["formats"]["policy.int8.onnx"]["tokens"]

@@ -109,6 +109,7 @@ def _write(folder: Path, models: Mapping[str, Any], source: Source, wanted: Want
     for name in ("controller.py", "self_test.py", SCHEMA.name):
         shutil.copyfile(_HERE / name, folder / name)
     shutil.copyfile(_HERE / "bundle_readme.md", folder / "README.md")
+    shutil.copytree(_HERE / "cpp", folder / "cpp", ignore=shutil.ignore_patterns("build"))
     write_sums(folder)
     report = _parity(folder)
     report["graphs"] = {
