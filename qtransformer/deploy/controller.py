@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
+import functools
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -40,6 +40,7 @@ LIMITS = {  # what an integrator may set, in the card or here
     "actions": ("low", "high", "modes", "rate_limit"),
     "safety": ("fallback", "faults_before_latching", "max_gap_s", "workspace"),
 }
+MODELS = ("policy.onnx", "policy.fp16.onnx", "policy.int8.onnx")  # the same step; the last two with rounded weights
 FALLBACKS = ("hold", "zero", "last", "stop")
 Timestamp = float | Mapping[str, float] | None
 _NEEDED = ("observations", "actions", "safety", "control_hz", "history_length", "inputs", "outputs", "tokenizer")
@@ -145,6 +146,7 @@ class Controller:
         self,
         folder: str | Path,
         *,
+        model: str = "policy.onnx",
         limits: Mapping[str, Any] | None = None,
         raises: bool = False,
         session: Any = None,
@@ -154,20 +156,24 @@ class Controller:
 
         Args:
             folder: what `qtransformer export` wrote.
+            model: one of `MODELS` that the bundle holds.
             limits: what to obey in place of the card's: {"observations": {name: {...}}, "actions": {...}, "safety":
                 {...}} with the entries that `LIMITS` lists; the bundle's README.md describes them.
             raises: a refused step raises ControllerError; otherwise `step` never raises and answers by the fallback.
-            session: an onnxruntime session on the bundle's policy.onnx, to run it on another device or with other
+            session: an onnxruntime session on that model, to run it on another device or with other
                 options; by default one thread of the CPU, which waits without spinning.
             clock: seconds, the clock of the timestamps that `step` is given.
 
         Raises:
             ControllerError: a file is missing or damaged, the bundle has another schema version, or a limit is unsound.
         """
-        self._folder, self._raises, self._clock = Path(folder), raises, clock
+        self._folder, self._model, self._raises, self._clock = Path(folder), model, raises, clock
         self._sums = read_sums(self._folder)
-        model = read_verified(self._folder, "policy.onnx", self._sums)
-        self._session = make_session(model) if session is None else session
+        if model not in MODELS or model not in self._sums:
+            found = [name for name in MODELS if name in self._sums]
+            raise ControllerError(f"model ({model}) must be one of {found}, which {folder} holds; export it, too")
+        graph = read_verified(self._folder, model, self._sums)
+        self._session = make_session(graph) if session is None else session
         self._obey(merge_limits(_read_card(self._folder, self._sums), limits or {}))
         zeros = {name: np.zeros(each["shape"], each["dtype"])[0] for name, each in self._inputs.items()}
         self._run({name: zeros[name] for name in self._specs}, *self._no_history())
@@ -257,16 +263,14 @@ class Controller:
         return self._send(outputs["actions"][0], None)
 
     def self_test(self) -> dict[str, Any]:
-        """Replays golden.npz through both graphs and returns the report; `passed` says whether all of it agrees.
+        """Replays golden.npz and returns the report; `passed` says whether the graph does what it did at its export.
 
         Raises:
-            ControllerError: golden.npz, policy_flat.onnx or self_test.py is missing or damaged.
+            ControllerError: golden.npz, policy_flat.onnx or parity.json is missing or damaged.
         """
-        folder, sums = self._folder, self._sums
-        flat = make_session(read_verified(folder, "policy_flat.onnx", sums))
-        with np.load(io.BytesIO(read_verified(folder, "golden.npz", sums))) as golden:
-            beside = runpy.run_path(str(Path(__file__).with_name("self_test.py")))
-            return beside["replay"](self._card, dict(golden), self._run, flat)
+        beside = runpy.run_path(str(Path(__file__).with_name("self_test.py")))
+        read = functools.partial(read_verified, self._folder, sums=self._sums)
+        return beside["self_test"](self._card, self._run, self._model, read, make_session)
 
     def save_log(self, path: str | Path) -> None:
         """Writes the last minute, one JSON object a step: time, state, reason, observation (no images), action."""
@@ -367,8 +371,7 @@ class Controller:
             self._state = FAULT
         if self._raises:
             raise error
-        fallback = self._limiter.fallback(self._safety["fallback"], self._sent)
-        return self._send(fallback, error)
+        return self._send(self._limiter.fallback(self._safety["fallback"], self._sent), error)
 
     def _send(self, wanted: np.ndarray | None, error: ControllerError | None) -> np.ndarray | None:
         action = None
@@ -508,13 +511,13 @@ def _numbers(values: Any, shape: Sequence[int], missing: float, name: str) -> np
 
 
 def _ranges(spec: Mapping[str, Any]) -> tuple[_Range, _Range]:
-    shape, low, high = spec["shape"], -math.inf, math.inf
-    return (
-        _Range(
-            _numbers(spec["hard_low"], shape, low, "hard_low"), _numbers(spec["hard_high"], shape, high, "hard_high")
-        ),
-        _Range(_numbers(spec["training_low"], shape, low, "low"), _numbers(spec["training_high"], shape, high, "high")),
-    )
+    """Returns the hard range and the training range of an observation."""
+
+    def numbers(name: str, missing: float) -> np.ndarray:
+        return _numbers(spec[name], spec["shape"], missing, name)
+
+    hard = _Range(numbers("hard_low", -math.inf), numbers("hard_high", math.inf))
+    return hard, _Range(numbers("training_low", -math.inf), numbers("training_high", math.inf))
 
 
 def _is_positive(value: Any) -> bool:
@@ -600,8 +603,7 @@ def _checked_array(value: Any, spec: Mapping[str, Any]) -> np.ndarray:
     if list(given.shape) != list(spec["shape"]):
         raise ControllerError(f"observation {name!r}: shape {given.shape} must be {tuple(spec['shape'])}", "shape")
     if not np.can_cast(given.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):  # integers would wrap around
-        message = f"observation {name!r}: dtype {given.dtype} must be {dtype}, or cast to it safely"
-        raise ControllerError(message, "dtype")
+        raise ControllerError(f"observation {name!r}: dtype {given.dtype} must be {dtype}, or cast safely", "dtype")
     with np.errstate(over="ignore"):  # what overflows is not finite afterwards
         array = np.array(given, dtype)  # a copy: the caller may fill the same array again
     if not np.isfinite(array).all():
@@ -616,9 +618,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Replays the recorded steps of an exported policy.")
     parser.add_argument("--self-test", action="store_true", required=True, help="compare with golden.npz")
     parser.add_argument("folder", nargs="?", default=Path(__file__).parent, type=Path, help="default: beside this file")
-    folder = parser.parse_args(arguments).folder
     try:
-        report = Controller(folder).self_test()
+        report = Controller(parser.parse_args(arguments).folder).self_test()
     except ControllerError as error:
         print(error, file=sys.stderr)
         return 1
