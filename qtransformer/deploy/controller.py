@@ -160,8 +160,7 @@ class Controller:
             limits: what to obey in place of the card's: {"observations": {name: {...}}, "actions": {...}, "safety":
                 {...}} with the entries that `LIMITS` lists; the bundle's README.md describes them.
             raises: a refused step raises ControllerError; otherwise `step` never raises and answers by the fallback.
-            session: an onnxruntime session on that model, to run it on another device or with other
-                options; by default one thread of the CPU, which waits without spinning.
+            session: of onnxruntime on that model, for another device; by default one CPU thread, without spinning.
             clock: seconds, the clock of the timestamps that `step` is given.
 
         Raises:
