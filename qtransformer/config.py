@@ -284,8 +284,8 @@ class TrainConfig:
     def from_json(cls, data: Mapping[str, Any]) -> TrainConfig:
         """Inverse of `to_json`."""
         nested = {"data": DataConfig, "tokens": TokenConfig, "model": ModelConfig, "learning": LearningConfig}
+        nested["following"] = FollowConfig
         built = {key: each(**tuples(data[key])) for key, each in nested.items()}
-        built["following"] = FollowConfig(**tuples(data.get("following", {})))  # older runs were not followed
         return cls(**{**data, **built, "dataset": Path(data["dataset"]), "out": Path(data["out"])})
 
 

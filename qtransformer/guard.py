@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from qtransformer.bad_batches import (
@@ -33,6 +32,7 @@ from qtransformer.bad_batches import (
 )
 from qtransformer.batch import Batch
 from qtransformer.config import RunError
+from qtransformer.console import say
 from qtransformer.learner import Figures, Learner
 from qtransformer.run_folder import keeping
 from qtransformer_datasets.schema import EpisodeDataset
@@ -179,4 +179,4 @@ class Guard:
             raise BadBatchError(f"{said}; repair the log, or leave such batches out with --on-bad-batch skip")
         if self._num_in_a_row >= _MOST_IN_A_ROW:
             raise BadBatchError(f"{said}; {_MOST_IN_A_ROW} in a row were bad, so leaving them out does not help")
-        Console(stderr=True).print(f"left out: {said}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+        say(f"left out: {said}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -97,12 +97,15 @@ class Learner(ABC):
         """Continues where `state` was taken."""
         self.policy.load_state_dict(dict(weights))
         state: dict[int, dict[str, Tensor]] = {}
-        for name, value in training.items():
-            if name.startswith("optimizer."):
-                _, index, moment = name.split(".")
-                state.setdefault(int(index), {})[moment] = value
+        for name, value in under("optimizer.", training).items():
+            index, moment = name.split(".")
+            state.setdefault(int(index), {})[moment] = value
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
         self.num_updates = int(training["num_updates"])
+
+    def target_parameters(self) -> list[Tensor]:
+        """Returns the parameters of the target network; none where there is no such network."""
+        return []
 
     def labels(self, tokens: Int[Tensor, "batch time tokens"]) -> Float[Tensor, "batch time tokens bins"]:
         """Returns what the logged tokens say of every bin."""
@@ -253,10 +256,11 @@ class QTransformerLearner(Learner):
     def load_state(self, weights: Mapping[str, Tensor], training: Mapping[str, Tensor]) -> None:
         """Continues where `state` was taken."""
         super().load_state(weights, training)
-        prefix = "target."
-        self.target.load_state_dict(
-            {name.removeprefix(prefix): value for name, value in training.items() if name.startswith(prefix)}
-        )
+        self.target.load_state_dict(under("target.", training))
+
+    def target_parameters(self) -> list[Tensor]:
+        """Returns the parameters of the target network, in the order of the policy's."""
+        return self._target_parameters
 
     def _shown(self, values: Tensor, mask: Tensor) -> Tensor:
         return masked_mean(self.scale.from_unit(values), mask)
@@ -285,6 +289,11 @@ def _label_tables(
 def frames_of(batch: Batch, first: int, number: int) -> dict[str, Tensor]:
     """Returns `number` observations of each segment, from `first` on."""
     return {key: value[:, first : first + number] for key, value in batch.observations.items()}
+
+
+def under(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what stands under the names that begin with `prefix`, by the rest of the name."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}
 
 
 def masked_mean(values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:

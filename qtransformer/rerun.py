@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from qtransformer.checkpoint import Checkpoint, load_checkpoint
 from qtransformer.config import RunError, TrainConfig
+from qtransformer.console import say
 from qtransformer.provenance import git_revision, sessions, versions
 from qtransformer.training import load_dataset, train_on
 
@@ -101,4 +101,4 @@ def _say_what_changed(run: Path) -> None:
         if session["changes"]:
             changed["changes"] = f"the code had the changes in {run / session['changes']}"
     for each in changed.values():
-        Console(stderr=True).print(f"not as it was: {each}", markup=False, highlight=False, soft_wrap=True)
+        say(f"not as it was: {each}")

@@ -19,10 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qtransformer.checkpoint import checkpoint_folders
 from qtransformer.config import RunError, TrainConfig
+from qtransformer.console import say
 from qtransformer.files import fsync, leftovers, write_durably
 
 _LOCK = ".lock"
@@ -123,12 +122,12 @@ class Metrics:
     def keep(self, step: int) -> None:
         """Drops the lines after `step`, which are to be written again; says how many others cannot be read."""
         if not self._path.exists():
-            _say(f"{self._path}: is missing; it begins anew after update {step}")
+            say(f"{self._path}: is missing; it begins anew after update {step}")
         lines = self._path.read_bytes().splitlines() if self._path.exists() else []
         steps = [_step_of(line) for line in lines]
         damaged = steps[:-1].count(None)  # a kill cuts the last line short, and nothing is lost by that
         if damaged:
-            _say(f"{self._path}: is damaged; {damaged} of {len(lines)} lines cannot be read and were left out")
+            say(f"{self._path}: is damaged; {damaged} of {len(lines)} lines cannot be read and were left out")
         kept = [line + b"\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
         with keeping(self._path):
             write_durably(self._path, lambda path: path.write_bytes(b"".join(kept)))
@@ -184,7 +183,7 @@ def _lock(run: Path) -> int:
         if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):
             raise RunError(f"--out {run}: another process has just left the folder; try again")
         if holder:
-            _say(f"--out {run}: {holder} ended without a word while it trained here; its lock is taken over")
+            say(f"--out {run}: {holder} ended without a word while it trained here; its lock is taken over")
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {platform.node()}".encode(), 0)
     except BaseException:
@@ -199,7 +198,3 @@ def _step_of(line: bytes) -> float | None:
         return float(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, highlight=False, style="yellow", soft_wrap=True)

@@ -146,12 +146,12 @@ def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
     dataset = open_training_log(config)
     findings = check_dataset(dataset)
     try:
-        raise_on_errors(findings, config.data.allow)
-        raise_on_errors([each for each in findings if each.code == _NEVER_ALLOWED])
+        raise_on_errors(findings, [code for code in config.data.allow if code != _NEVER_ALLOWED])
     except DatasetError as error:
-        if _NEVER_ALLOWED in config.data.allow:
-            raise DatasetError(f"{error}; --allow cannot help: such a log has no mean and no range") from error
-        raise DatasetError(f"{error}; or train in spite of it with --allow CODE") from error
+        raise DatasetError(
+            f"{error}; or train in spite of it with --allow CODE, which cannot help against {_NEVER_ALLOWED}: such a "
+            "log has no mean and no range"
+        ) from error
     print_findings(findings)
     raise_on_misfit(dataset)
     return dataset, findings

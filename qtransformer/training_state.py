@@ -16,7 +16,7 @@ from torch import Tensor
 from qtransformer.checkpoint import load_checkpoint, save_checkpoint, set_aside_newer
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.guard import Guard
-from qtransformer.learner import Figures, Learner
+from qtransformer.learner import Figures, Learner, under
 from qtransformer.watch import Watch
 from qtransformer_datasets.windows import SegmentSampler
 
@@ -85,11 +85,10 @@ class TrainingState:
         training, step = checkpoint.training_tensors(), checkpoint.info["step"]
         self.learner.load_state(checkpoint.weights, training)
         self.sampler.load_state_dict(checkpoint.info["sampler"])
-        self.recent.load_state(_with_prefix(_FIGURES, training))
-        if guard := _with_prefix(_GUARD, training):  # a checkpoint of before the guard has none
-            self.guard.load_state(guard)
-            self.watch.load_state(_with_prefix(_WATCH, training))
-        _set_generators(_with_prefix(_GENERATOR, training))
+        self.recent.load_state(under(_FIGURES, training))
+        self.guard.load_state(under(_GUARD, training))
+        self.watch.load_state(under(_WATCH, training))
+        _set_generators(under(_GENERATOR, training))
         set_aside_newer(run, step)
         return step
 
@@ -106,7 +105,3 @@ def _set_generators(states: Mapping[str, Tensor]) -> None:
             torch.set_rng_state(state)
         elif int(name) < torch.cuda.device_count():
             torch.cuda.set_rng_state(state, int(name))
-
-
-def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
