@@ -14,9 +14,9 @@ from torch.utils import flop_counter
 
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec, ObservationSpec
 from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
-from qtransformer.learner import QTransformerLearner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy, build_policy
+from qtransformer.q_learning import QTransformerLearner
 
 Shape = tuple[int, ...]
 Sizes = dict[str, int]  # dimensions, bins, window, width, layers, action_layers, heads, state_size, transitions

@@ -170,9 +170,11 @@ def _commands(arguments: Sequence[str]) -> Any:
 
 
 def _train(config: TrainConfig) -> None:
+    from qtransformer.ranks import joined
     from qtransformer.training import train
 
-    print(f"trained: {train(config)}")
+    with joined(config.device):
+        print(f"trained: {train(config)}")
 
 
 def _option(arguments: Sequence[str], flag: str) -> str | None:

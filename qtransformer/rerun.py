@@ -93,10 +93,11 @@ def _require_one_go(run: Path, checkpoint: Checkpoint, config: TrainConfig) -> N
 
 def _say_what_changed(run: Path) -> None:
     """Prints what is not as it was when the run was trained: bits may differ for it."""
-    now = {**versions(), "git revision": git_revision()}
+    now = {**versions(), "git revision": git_revision(), "number of processes": 1}
     changed = {}
     for session in sessions(run):
         then = {**session["versions"], "git revision": session["git_revision"]}
+        then["number of processes"] = session["num_processes"]
         changed |= {name: f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]}
         if session["changes"]:
             changed["changes"] = f"the code had the changes in {run / session['changes']}"

@@ -31,6 +31,8 @@ _MAY_DIFFER = (
     "out",
     "on_bad_batch",
     "following",
+    "gradient_accumulation_steps",
+    "activation_checkpointing",
 )  # between the commands that begin a run and that go on with it
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qtransformer import ranks
 from qtransformer.checkpoint import load_checkpoint, save_checkpoint, set_aside_newer
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.guard import Guard
@@ -71,7 +72,7 @@ class TrainingState:
         training |= {_GUARD + name: values for name, values in self.guard.state().items()}
         training |= {_WATCH + name: values for name, values in self.watch.state().items()}
         info = {"step": step, "evaluation": evaluation, **self.info, "sampler": self.sampler.state_dict()}
-        return save_checkpoint(run, info, weights, {**training, **_generators()})
+        return save_checkpoint(run, info, weights, {**training, **_generators(self._device)})
 
     def restore(self, run: Path) -> int:
         """Loads the newest sound checkpoint, sets newer ones aside, and returns its step.
@@ -88,20 +89,26 @@ class TrainingState:
         self.recent.load_state(under(_FIGURES, training))
         self.guard.load_state(under(_GUARD, training))
         self.watch.load_state(under(_WATCH, training))
-        _set_generators(under(_GENERATOR, training))
-        set_aside_newer(run, step)
+        _set_generators(under(_GENERATOR, training), self._device)
+        if not ranks.rank():
+            set_aside_newer(run, step)
         return step
 
-
-def _generators() -> dict[str, Tensor]:
-    """Returns the states of torch's generators: that of the CPU, and of each GPU."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {f"{_GENERATOR}cpu": torch.get_rng_state(), **{f"{_GENERATOR}{i}": each for i, each in enumerate(cuda)}}
+    @property
+    def _device(self) -> torch.device:
+        return self.learner.policy.tokenizer.low.device
 
 
-def _set_generators(states: Mapping[str, Tensor]) -> None:
-    for name, state in states.items():
-        if name == "cpu":
-            torch.set_rng_state(state)
-        elif int(name) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(name))
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """Returns the states of torch's generators: that of the CPU, and of the GPU that computes.
+
+    They are those of all ranks, which begin alike and draw as many numbers.
+    """
+    states = {f"{_GENERATOR}cpu": torch.get_rng_state()}
+    return states | {f"{_GENERATOR}cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+
+
+def _set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
