@@ -9,7 +9,7 @@ import training_children
 from learner_fixtures import UNIT, make_batch, make_config, make_policy, noise_of
 from safetensors.torch import save_file
 
-from qtransformer import ranks
+from qtransformer import ranks, training
 from qtransformer.baselines import LEARNERS
 from qtransformer.config import RunError
 
@@ -26,6 +26,19 @@ def as_rank(rank, world_size, port, function, *arguments):
 def train(rank, log, out, said, changes, most_bytes):
     """Runs the training command."""
     training_children.train(log, out, said, changes, most_bytes)
+
+
+def train_spoilt(rank, *arguments):
+    """Runs the training command on a log one of whose rewards is spoilt after all checks."""
+    build = training.build
+
+    def build_and_spoil(config, dataset):
+        learner, sampler, info = build(config, dataset)
+        sampler._steps["rewards"][7] = np.nan
+        return learner, sampler, info
+
+    training.build = build_and_spoil
+    train(rank, *arguments)
 
 
 def exchange(rank, folder):

@@ -39,7 +39,7 @@ ORDER += ["report_plots", "report", "compare_report", "deploy", "serve", "loadin
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
 ORDER += ["explain_plots", "explain_page", "watch", "following", "training_state", "diary", "training"]
 ORDER += ["rerun", "replay", "pictures", "recording", "demo_report", "demo"]
-ORDER += ["log_commands", "run_commands", "evaluate_command", "deploy_commands", "serve_command", "cli"]
+ORDER += ["plan", "log_commands", "run_commands", "evaluate_command", "deploy_commands", "serve_command", "cli"]
 COMMAND_LINE = {
     "training_log",
     "guard",

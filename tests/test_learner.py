@@ -61,4 +61,4 @@ def test_activation_checkpointing_and_accumulation_keep_less():
         for changes in ({}, {"activation_checkpointing": True}, {"gradient_accumulation_steps": 4})
     )
     assert recomputed < 0.5 * whole
-    assert accumulated == pytest.approx(whole, rel=0.01)  # in sum, of which a quarter is there at a time
+    assert accumulated / 4 < 0.5 * whole  # of each of the four parts, which come one after the other
