@@ -69,7 +69,7 @@ def update_flops(sizes: Sizes, segments: int, is_recomputed: bool = False) -> fl
     forward = first + second + heads + products + attention + images
     back = first + 2 * (second + heads + products + images) + 2.5 * attention
     targets = forward + first + second + images + sum(trunk) + start
-    again = products + attention if is_recomputed else 0.0
+    again = 2 / 3 * products + attention if is_recomputed else 0.0  # without the last third: nothing needs it
     return segments * (forward + back + targets + again)
 
 
@@ -171,7 +171,7 @@ class Plan:
     @property
     def memory(self) -> dict[str, float]:
         """Bytes on each device, by what takes them."""
-        weights, segments = _BYTES * self.sizes.parameters, self.batch_size / self.num_devices
+        weights, segments = float(_BYTES * self.sizes.parameters), self.batch_size / self.num_devices
         kept = self.sizes.kept_numbers * _BYTES * segments / self.gradient_accumulation_steps
         if self.activation_checkpointing:  # the input of each block, and the inside of one
             blocks = self.num_layers + self.num_action_layers
