@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,15 +9,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from harness import cpu_milliseconds_each, cpu_seconds, matrix_rate, read_seconds, serve
-from torch.utils import flop_counter
 
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec, ObservationSpec
 from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
-from qtransformer.learner import QTransformerLearner
 from qtransformer.normalization import ReturnScale
+from qtransformer.plan import count_flops
 from qtransformer.policy import GreedyPolicy, build_policy
+from qtransformer.q_learning import QTransformerLearner
 
-Shape = tuple[int, ...]
 Sizes = dict[str, int]  # dimensions, bins, window, width, layers, action_layers, heads, state_size, transitions
 
 
@@ -140,23 +138,6 @@ def make_batch(sizes: Sizes) -> Batch:
         is_success=rewards.any(axis=1),
         is_valid=is_valid,
     )
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """Returns the floating-point operations of the matrix products and attention in one call of `work`."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch's own table knows those of GPUs only
-    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-
-    def forward_flops(queries: Shape, keys: Shape, values: Shape, *_: Any, **__: Any) -> int:
-        return flop_counter.sdpa_flop_count(queries, keys, values)
-
-    def backward_flops(gradients: Shape, queries: Shape, keys: Shape, values: Shape, *_: Any, **__: Any) -> int:
-        return flop_counter.sdpa_backward_flop_count(gradients, queries, keys, values)
-
-    mapping = {attention: forward_flops, backward: backward_flops}
-    with flop_counter.FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def weights_read(policy: GreedyPolicy) -> tuple[list[int], list[int]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from qtransformer.batch import Batch
 from qtransformer.config import RunError
 from qtransformer.files import write_durably
-from qtransformer.learner import Figures, Learner
+from qtransformer.learner import Figures, Learner, under
 
 _OBSERVATIONS = "observations/"
 
@@ -136,17 +136,13 @@ def load_bad_batch(path: Path) -> BadBatch:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         document = dict(json.loads(arrays.pop("document").tobytes()))
-        parts = {prefix: _part(prefix, arrays) for prefix in ("batch/", "weights/", "training/")}
-        fields = {name: value for name, value in parts["batch/"].items() if not name.startswith(_OBSERVATIONS)}
-        batch = Batch(observations=_part(_OBSERVATIONS, parts["batch/"]), **fields)
+        read = under("batch/", arrays)
+        fields = {name: value for name, value in read.items() if not name.startswith(_OBSERVATIONS)}
+        batch = Batch(observations=under(_OBSERVATIONS, read), **fields)
         weights, training = (
-            {name: torch.from_numpy(value.copy()) for name, value in parts[prefix].items()}
+            {name: torch.from_numpy(value.copy()) for name, value in under(prefix, arrays).items()}
             for prefix in ("weights/", "training/")
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise RunError(f"{path}: must be a file of RUN/bad_batches, got something else ({error})") from error
     return BadBatch(batch, weights, training, document)
-
-
-def _part(prefix: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(prefix): value for name, value in arrays.items() if name.startswith(prefix)}

@@ -7,7 +7,7 @@ its own but a preset, `cql`, of the Q-Transformer's learner.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +15,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from qtransformer import backup, losses
+from qtransformer import backup, losses, ranks
 from qtransformer.batch import Batch
-from qtransformer.config import Algorithm
+from qtransformer.config import Algorithm, TrainConfig
 from qtransformer.encoders.return_conditioned import RETURN_TO_GO, ReturnConditionedEncoder
-from qtransformer.learner import Figures, Learner, QTransformerLearner, frames_of, masked_mean
+from qtransformer.learner import Figures, Goals, Learner, counted, frames_of, masked_mean
 from qtransformer.model import TokenOutputs
+from qtransformer.normalization import ReturnScale
+from qtransformer.policy import GreedyPolicy
+from qtransformer.q_learning import QTransformerLearner
 
 _MAX_WEIGHT = 100.0  # of an imitated action (IQL, appendix B)
 
@@ -28,16 +31,17 @@ _MAX_WEIGHT = 100.0  # of an imitated action (IQL, appendix B)
 class BehaviourCloning(Learner):
     """The action that the log suggests: RT-1's policy (arXiv 2212.06817), with our soft labels."""
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def loss(self, batch: Batch, goals: Goals) -> tuple[Tensor, Figures]:
         """Returns the cross-entropy of the density, averaged over real tokens."""
         T = self.policy.model.window
         tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
         outputs = self.policy.model(self.observations(batch, T), tokens)
         is_valid = batch.is_valid[:, :T].unsqueeze(-1).expand_as(tokens)
-        loss = masked_mean(losses.density(outputs.density_logits, self.labels(tokens)), is_valid)
+        count = goals.num_valid * tokens.shape[-1]
+        loss = masked_mean(losses.density(outputs.density_logits, self.labels(tokens)), is_valid, count)
         with torch.no_grad():
             is_equal = outputs.density_logits.argmax(dim=-1) == tokens
-            accuracy = masked_mean(is_equal.float(), is_valid)
+            accuracy = masked_mean(is_equal.float(), is_valid, count)
         return loss, {"cross_entropy": loss.detach(), "accuracy": accuracy}
 
     def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
@@ -65,7 +69,8 @@ class DecisionTransformer(BehaviourCloning):
         encoder = self.policy.model.encoder
         assert isinstance(encoder, ReturnConditionedEncoder)
         seen = torch.from_numpy(np.asarray(batch.monte_carlo_returns)[np.asarray(batch.is_valid)])
-        encoder.see(self.scale.to_unit(seen).to(encoder.best_return))
+        best = ranks.largest(self.scale.to_unit(seen).max().item())
+        encoder.see(encoder.best_return.new_tensor([best]))
         return {**figures, "return_asked_for": self.scale.from_unit(encoder.best_return)}
 
 
@@ -86,28 +91,47 @@ class ImplicitQLearning(QTransformerLearner):
     Q(s, a) is read at the last token of the logged action; the other tokens' are not trained.
     """
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
+    def __init__(
+        self, policy: GreedyPolicy, config: TrainConfig, scale: ReturnScale, action_noise: Sequence[float] = ()
+    ) -> None:
+        super().__init__(policy, config, scale, action_noise)
+        self._implicit_targets = self.compiled(self.implicit_targets)
+
+    @torch.no_grad()
+    def goals(self, parts: Sequence[Batch]) -> list[Goals]:
+        """Returns the targets of each part."""
+        targets = [self._implicit_targets(part) for part in parts]
+        counts = [
+            torch.stack([self._real(part).sum(dim=1), each.is_known.sum(dim=1)], dim=1)
+            for part, each in zip(parts, targets, strict=True)
+        ]
+        num_valid, num_known = counted(ranks.gathered(torch.cat(counts).float()))
+        return [Goals(each, None, num_valid, num_known) for each in targets]
+
+    def loss(self, batch: Batch, goals: Goals) -> tuple[Tensor, Figures]:
         """Returns expectile error of V (eq. 5) + squared error of Q (eq. 6) + weighted cross-entropy (eq. 7)."""
         T = self.policy.model.window
         observations, tokens = frames_of(batch, 0, T), self.policy.tokenizer.encode(batch.actions[:, :T])
         values, outputs = self.policy.model.state_values(observations), self.policy.model(observations, tokens)
-        targets, labels, is_valid = self.implicit_targets(batch), self.labels(tokens), batch.is_valid[:, :T]
-        value_error = masked_mean(losses.expectile(values, targets.q_logged, self.config.expectile), is_valid)
+        targets, labels, is_valid = goals.targets, self.labels(tokens), batch.is_valid[:, :T]
+        num_valid, num_known = goals.num_valid, goals.num_known
+        value_errors = losses.expectile(values, targets.q_logged, self.config.expectile)
+        value_error = masked_mean(value_errors, is_valid, num_valid)
         last = TokenOutputs(*(each[:, :, -1:] for each in outputs))
         errors = self._fit(last, labels[:, :, -1:], targets.backups.unsqueeze(-1))
-        error = masked_mean(errors.squeeze(-1), targets.is_known)
+        error = masked_mean(errors.squeeze(-1), targets.is_known, num_known)
         weights = implicit_weights(targets.q_logged - values.detach(), self.config.inverse_temperature)
         cross_entropies = losses.density(outputs.density_logits, labels).mean(dim=-1)
-        cross_entropy = masked_mean(weights * cross_entropies, is_valid)
+        cross_entropy = masked_mean(weights * cross_entropies, is_valid, num_valid)
         figures = {
             "expectile_error": value_error,
             "squared_error": error,
             "cross_entropy": cross_entropy,
-            "imitation_weight": masked_mean(weights, is_valid),
-            "value": self._shown(values, is_valid),
-            "q_logged": self._shown(backup.values_at(last.q_values, tokens[..., -1:]).squeeze(-1), is_valid),
-            "target": self._shown(targets.backups, targets.is_known),
-            "monte_carlo": masked_mean(batch.monte_carlo_returns[:, :T], is_valid),
+            "imitation_weight": masked_mean(weights, is_valid, num_valid),
+            "value": self._shown(values, is_valid, num_valid),
+            "q_logged": self._shown(backup.values_at(last.q_values, tokens[..., -1:]).squeeze(-1), is_valid, num_valid),
+            "target": self._shown(targets.backups, targets.is_known, num_known),
+            "monte_carlo": masked_mean(batch.monte_carlo_returns[:, :T], is_valid, num_valid),
         }
         return value_error + error + cross_entropy, {name: value.detach() for name, value in figures.items()}
 

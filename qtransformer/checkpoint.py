@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from qtransformer.config import RunError
+from qtransformer.console import say
 from qtransformer.files import SUMS, fsync, sha256, write_sums
 from qtransformer.provenance import git_revision, versions
 
@@ -109,9 +109,7 @@ def load_checkpoint(run: Path) -> Checkpoint:
         except DamagedError as error:
             if path == folders[0]:
                 raise CheckpointError(f"{error}, and no other is there; take a copy of it, or train again") from error
-            Console(stderr=True).print(
-                f"skipped: {error}; the one before is used", markup=False, highlight=False, soft_wrap=True
-            )
+            say(f"skipped: {error}; the one before is used")
     raise AssertionError("the loop returns or raises")
 
 

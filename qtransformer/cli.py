@@ -21,6 +21,7 @@ from qtransformer.deploy.controller import ControllerError
 from qtransformer.deploy_commands import Export, Run, Verify
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
+from qtransformer.plan import Plan
 from qtransformer.run_commands import ReplayBatch, ReportCommand, RerunCommand
 from qtransformer.serve_command import Serve
 from qtransformer.signals import Stopped
@@ -156,6 +157,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Inspect, tyro.conf.subcommand("inspect")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[TrainConfig, tyro.conf.subcommand("train", description=_TRAIN), train, tyro.conf.OmitArgPrefixes]
+        | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
@@ -171,9 +173,11 @@ def _commands(arguments: Sequence[str]) -> Any:
 
 
 def _train(config: TrainConfig) -> None:
+    from qtransformer.ranks import joined
     from qtransformer.training import train
 
-    print(f"trained: {train(config)}")
+    with joined(config.device):
+        print(f"trained: {train(config)}")
 
 
 def _option(arguments: Sequence[str], flag: str) -> str | None:

@@ -244,7 +244,13 @@ class TrainConfig:
     steps: int = 3000
     """Updates."""
     batch_size: int = 96
-    """Segments in an update."""
+    """Segments in an update, those of all ranks together."""
+    gradient_accumulation_steps: int = 1
+    """Parts that a batch, or a rank's share of it, is computed in, one after the other: the same update in a fraction
+    of the memory."""
+    activation_checkpointing: bool = False
+    """Keep of each Transformer block but its input, and compute the rest again on the way back: the same gradients in
+    less memory, for a third more time."""
     seed: int = 0
     """Of the weights and of the order of the data."""
     device: str = "auto"
@@ -269,7 +275,14 @@ class TrainConfig:
     following: FollowConfig = FollowConfig()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "num_threads", "log_every", "checkpoint_every"):
+        for name in (
+            "steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "num_threads",
+            "log_every",
+            "checkpoint_every",
+        ):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
         _require("seed", self.seed, self.seed >= 0, "be at least 0")
 
@@ -286,8 +299,8 @@ class TrainConfig:
     def from_json(cls, data: Mapping[str, Any]) -> TrainConfig:
         """Inverse of `to_json`."""
         nested = {"data": DataConfig, "tokens": TokenConfig, "model": ModelConfig, "learning": LearningConfig}
+        nested["following"] = FollowConfig
         built = {key: each(**tuples(data[key])) for key, each in nested.items()}
-        built["following"] = FollowConfig(**tuples(data.get("following", {})))  # older runs were not followed
         return cls(**{**data, **built, "dataset": Path(data["dataset"]), "out": Path(data["out"])})
 
 

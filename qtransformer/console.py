@@ -17,6 +17,11 @@ Advance = Callable[..., None]
 _LINES = 10  # how often progress is said without a terminal
 
 
+def say(text: str) -> None:
+    """Prints one line on standard error that a person should not overlook."""
+    Console(stderr=True).print(text, markup=False, highlight=False, style="yellow", soft_wrap=True)
+
+
 @contextmanager
 def progress(name: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Yields `advance(**figures)`: one unit of work is done; the newest figures stand beside the bar, on stderr."""

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
+from qtransformer import ranks
 from qtransformer.bad_batches import (
     BadNumber,
     StepWithheld,
@@ -33,6 +33,7 @@ from qtransformer.bad_batches import (
 )
 from qtransformer.batch import Batch
 from qtransformer.config import RunError
+from qtransformer.console import say
 from qtransformer.learner import Figures, Learner
 from qtransformer.run_folder import keeping
 from qtransformer_datasets.schema import EpisodeDataset
@@ -51,20 +52,29 @@ class BadBatchError(RunError):
 
 @dataclass(frozen=True)
 class LogPlaces:
-    """Where in the log the numbers of a batch came from."""
+    """Where in the log the numbers of a batch came from, the shares of all ranks together."""
 
     dataset: EpisodeDataset
     sampler: SegmentSampler
 
+    @property
+    def number(self) -> int:
+        """The number of the batch that was given last."""
+        return self.sampler.num_given - 1
+
+    def batch(self, number: int) -> Batch:
+        """Returns batch `number`, which all ranks share."""
+        return self.sampler.undivided().batch(number)
+
     def sources(self, number: int) -> list[tuple[str, int]]:
         """Returns of each row of batch `number` the episode, and the step that it begins at."""
-        episodes, firsts = self.sampler.places(number)
+        episodes, firsts = self.sampler.undivided().places(number)
         names = [self.dataset.episodes[episode].source for episode in episodes]
         return list(zip(names, firsts.tolist(), strict=True))
 
     def name(self, number: int, bad: BadNumber) -> str:
         """Returns log, file, episode, key, element and step of a number of batch `number`."""
-        episodes, firsts = self.sampler.places(number)
+        episodes, firsts = self.sampler.undivided().places(number)
         episode, key, step = self.dataset.episodes[episodes[bad.row]], bad.key, int(firsts[bad.row]) + bad.frame
         if key.startswith("observations/"):
             step = min(step, episode.num_steps - 1 + episode.has_final_observation)  # the last one is repeated
@@ -95,18 +105,19 @@ class Guard:
     def update(self, batch: Batch) -> Figures | None:
         """Takes a step on the batch that the sampler gave last; returns its figures, or None where it was left out.
 
+        All ranks refuse a batch together, and look at all of it: each knows what the others were given.
+
         Raises:
             BadBatchError: it is not finite and such batches stop training, or too many came in a row.
             RunError: the batch cannot be saved.
         """
-        bad = next(bad_numbers(batch), None)
+        is_bad = ranks.largest(any(True for _ in bad_numbers(batch))) > 0
         try:
-            figures = probe(self._learner, batch) if bad else self._learner.update(batch)
+            figures = probe(self._learner, batch) if is_bad else self._learner.update(batch)
         except StepWithheld as withheld:
-            self._refuse(batch, self._blame_network(batch, withheld.figures), withheld.figures)
-            return None
-        if bad:
-            self._refuse(batch, self._places.name(self._number, bad), figures)
+            is_bad, figures = True, withheld.figures
+        if is_bad:
+            self._refuse(batch if ranks.world_size() == 1 else self._places.batch(self._places.number), figures)
             return None
         self._num_in_a_row = 0
         self._remember(float(figures["gradient_norm"]))
@@ -129,10 +140,6 @@ class Guard:
         self._sorted = sorted(self._norms)
         self._num_spikes = int(state["num_spikes"])
 
-    @property
-    def _number(self) -> int:
-        return self._places.sampler.num_given - 1
-
     def _remember(self, norm: float) -> None:
         """Counts the norm of a gradient if it stands far out, and keeps it among the last ones, in order."""
         size = len(self._sorted)
@@ -152,12 +159,14 @@ class Guard:
         largest = BadNumber(key, int(row), int(frame), tuple(map(int, element)), value)
         return (
             f"{names} of the update is not finite, though every number of the batch is; the largest: "
-            f"{self._places.name(self._number, largest)}; if that is a usual one, lower --learning-rate"
+            f"{self._places.name(self._places.number, largest)}; if that is a usual one, lower --learning-rate"
         )
 
-    def _refuse(self, batch: Batch, reason: str, figures: Figures) -> None:
-        """Saves the batch, and stops training or says that it goes on without."""
-        number, folder = self._number, self._run / "bad_batches"
+    def _refuse(self, batch: Batch, figures: Figures) -> None:
+        """Lets rank 0 save the whole batch, and stops training or says that it goes on without."""
+        number, folder = self._places.number, self._run / "bad_batches"
+        bad = next(bad_numbers(batch), None)
+        reason = self._places.name(number, bad) if bad else self._blame_network(batch, figures)
         path = folder / f"batch_{number:09d}.npz"
         is_skipping = self._info["config"]["on_bad_batch"] == "skip"
         document = {
@@ -169,9 +178,10 @@ class Guard:
             "reason": reason,
         }
         is_saved = not is_skipping or len(list(folder.glob("batch_*.npz"))) < _MOST_SAVED
-        if is_saved:
+        if is_saved and not ranks.rank():
             with keeping(path):
                 save_bad_batch(path, batch, self._learner, document)
+        ranks.wait()  # a rank that ended before it was saved would end rank 0
         saved = f"; look at it with: qtransformer replay-batch {path}" if is_saved else ""
         said = f"batch {number}, for update {document['step']}: {reason}; it changed no weight{saved}"
         self._num_in_a_row += 1
@@ -179,4 +189,4 @@ class Guard:
             raise BadBatchError(f"{said}; repair the log, or leave such batches out with --on-bad-batch skip")
         if self._num_in_a_row >= _MOST_IN_A_ROW:
             raise BadBatchError(f"{said}; {_MOST_IN_A_ROW} in a row were bad, so leaving them out does not help")
-        Console(stderr=True).print(f"left out: {said}", markup=False, highlight=False, style="yellow", soft_wrap=True)
+        say(f"left out: {said}")

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from qtransformer.blocks import Block, KeysValues, TokenHead, causal_mask, prefix_mask
 from qtransformer.config import ModelConfig
@@ -85,6 +86,7 @@ class QTransformer(nn.Module):
         self.norm = nn.LayerNorm(W)
         self.num_atoms = config.num_atoms
         self.is_bfloat16 = False  # of the matrix products: set by who trains, never where the policy acts
+        self.recomputes = False  # the inside of each block on the way back, for its memory: set by who trains
         self.q_head = TokenHead(N, W, K * config.num_atoms, bias=_INITIAL_Q_LOGIT)
         if config.num_atoms > 1:
             edges = hl_gauss_edges(config.num_atoms)
@@ -106,8 +108,7 @@ class QTransformer(nn.Module):
         B, T, S, W = x.shape
         x = x.view(B * T, S, W)
         with self._products(x):
-            for block in self.decoder:
-                x, _ = block(x, self.decoder_mask)
+            x = self._through(self.decoder, x, self.decoder_mask)
             x = self.norm(x).view(B, T, S, W)[:, :, self.num_observation_tokens - 1 :]
             return self._token_outputs(self.q_head(x), self.density_head(x))
 
@@ -167,9 +168,14 @@ class QTransformer(nn.Module):
         B, T, M, W = tokens.shape
         x = (tokens + self.step_embedding[:T] + self.observation_embedding).view(B, T * M, W)
         with self._products(x):
-            for block in self.trunk:
-                x, _ = block(x, self.trunk_mask[: T * M, : T * M])
+            x = self._through(self.trunk, x, self.trunk_mask[: T * M, : T * M])
         return x.view(B, T, M, W)
+
+    def _through(self, blocks: nn.ModuleList, x: Tensor, mask: Tensor) -> Tensor:
+        for block in blocks:
+            is_inside_forgotten = self.recomputes and torch.is_grad_enabled()
+            x, _ = checkpoint(block, x, mask, use_reentrant=False) if is_inside_forgotten else block(x, mask)
+        return x
 
     def _start(
         self, features: Float[Tensor, "batch slots width"]

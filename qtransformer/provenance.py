@@ -65,7 +65,7 @@ def untracked_sources() -> list[str]:
     return (_git("ls-files", "--others", "--exclude-standard", "--", ":/*.py") or "").splitlines()
 
 
-def add_session(run: Path, first_step: int, steps: int, device: str) -> None:
+def add_session(run: Path, first_step: int, steps: int, device: str, num_processes: int) -> None:
     """Adds what a process that trains in `run` is to RUN/run.json, and its changes of the code beside it.
 
     Args:
@@ -73,6 +73,7 @@ def add_session(run: Path, first_step: int, steps: int, device: str) -> None:
         first_step: update that the process goes on from.
         steps: where it is to end.
         device: where it computes.
+        num_processes: that train together.
 
     Raises:
         OSError: the folder cannot be written.
@@ -84,6 +85,7 @@ def add_session(run: Path, first_step: int, steps: int, device: str) -> None:
         "first_step": first_step,
         "steps": steps,
         "device": device,
+        "num_processes": num_processes,
         "processor": platform.processor() or platform.machine(),
         "versions": versions(),
         "git_revision": git_revision(),

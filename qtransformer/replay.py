@@ -17,6 +17,7 @@ from qtransformer.config import RunError
 from qtransformer.training import build_learner, usable_device
 
 _NAMED = 10  # numbers and parameters
+_ROUNDING = 1e-4  # of a figure, between devices, or between ranks that shared the batch and one process
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Replay:
 
     @property
     def is_reproduced(self) -> bool:
-        """Every figure is the same number, or the same kind of no number."""
+        """Every figure is the same number, but for rounding, or the same kind of no number."""
         return self.recorded.keys() == self.replayed.keys() and all(
             _same(self.recorded[name], self.replayed[name]) for name in self.recorded
         )
@@ -84,4 +85,4 @@ def _described(bad: BadNumber, source: Sequence[Any]) -> str:
 
 
 def _same(left: float, right: float) -> bool:
-    return left == right or (math.isnan(left) and math.isnan(right))
+    return math.isclose(left, right, rel_tol=_ROUNDING) or (math.isnan(left) and math.isnan(right))

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from qtransformer.checkpoint import Checkpoint, load_checkpoint
 from qtransformer.config import RunError, TrainConfig
+from qtransformer.console import say
 from qtransformer.provenance import git_revision, sessions, versions
 from qtransformer.training import load_dataset, train_on
 
@@ -93,12 +93,13 @@ def _require_one_go(run: Path, checkpoint: Checkpoint, config: TrainConfig) -> N
 
 def _say_what_changed(run: Path) -> None:
     """Prints what is not as it was when the run was trained: bits may differ for it."""
-    now = {**versions(), "git revision": git_revision()}
+    now = {**versions(), "git revision": git_revision(), "number of processes": 1}
     changed = {}
     for session in sessions(run):
         then = {**session["versions"], "git revision": session["git_revision"]}
+        then["number of processes"] = session["num_processes"]
         changed |= {name: f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]}
         if session["changes"]:
             changed["changes"] = f"the code had the changes in {run / session['changes']}"
     for each in changed.values():
-        Console(stderr=True).print(f"not as it was: {each}", markup=False, highlight=False, soft_wrap=True)
+        say(f"not as it was: {each}")

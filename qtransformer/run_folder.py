@@ -19,10 +19,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qtransformer.checkpoint import checkpoint_folders
 from qtransformer.config import RunError, TrainConfig
+from qtransformer.console import say
 from qtransformer.files import fsync, leftovers, write_durably
 
 _LOCK = ".lock"
@@ -32,6 +31,8 @@ _MAY_DIFFER = (
     "out",
     "on_bad_batch",
     "following",
+    "gradient_accumulation_steps",
+    "activation_checkpointing",
 )  # between the commands that begin a run and that go on with it
 
 
@@ -123,11 +124,11 @@ class Metrics:
     def keep(self, step: int) -> None:
         """Drops the lines after `step`, which are to be written again; says how many others cannot be read."""
         if not self._path.exists():
-            _say(f"{self._path}: is missing; it begins anew after update {step}")
+            say(f"{self._path}: is missing; it begins anew after update {step}")
         lines, num_damaged = read_metrics(self._path.parent)
         if num_damaged:
             total = len(lines) + num_damaged
-            _say(f"{self._path}: is damaged; {num_damaged} of {total} lines cannot be read and were left out")
+            say(f"{self._path}: is damaged; {num_damaged} of {total} lines cannot be read and were left out")
         self.lines = [line for line in lines if line["step"] <= step]
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
         with keeping(self._path):
@@ -194,7 +195,7 @@ def _lock(run: Path) -> int:
         if not path.exists() or not os.path.samestat(os.fstat(lock), path.stat()):
             raise RunError(f"--out {run}: another process has just left the folder; try again")
         if holder:
-            _say(f"--out {run}: {holder} ended without a word while it trained here; its lock is taken over")
+            say(f"--out {run}: {holder} ended without a word while it trained here; its lock is taken over")
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"process {os.getpid()} on {platform.node()}".encode(), 0)
     except BaseException:
@@ -210,7 +211,3 @@ def _record(line: bytes) -> dict[str, Any] | None:
         return record if isinstance(record["step"], int | float) else None
     except (ValueError, TypeError, KeyError):
         return None
-
-
-def _say(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, highlight=False, style="yellow", soft_wrap=True)

@@ -3,38 +3,35 @@
     RUN/config.json      every setting, resolved       RUN/metrics.jsonl    one line every --log-every updates
     RUN/samples.npz      logged observation windows    RUN/checkpoints/     see checkpoint.py
 
+Where torchrun has started several ranks, all loop alike, and what they decide they decide together; rank 0 keeps the
+diary.
 It ties the dataset package to the learner, so nothing else may import it but the command line.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
+from qtransformer import ranks
 from qtransformer.baselines import LEARNERS
 from qtransformer.batch import DatasetSpec
 from qtransformer.config import RunError, TrainConfig
-from qtransformer.console import progress
 from qtransformer.deploy.controller import WordEncoder
-from qtransformer.files import write_durably
-from qtransformer.following import BEST, Clock, Interrupted, PeriodicEvaluation, boards
+from qtransformer.diary import Diary
 from qtransformer.guard import Guard, LogPlaces
-from qtransformer.learner import Learner
+from qtransformer.learner import Learner, under
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
-from qtransformer.provenance import add_session
-from qtransformer.run_folder import Metrics, can_resume, claimed, keeping
+from qtransformer.run_folder import can_resume, claimed
 from qtransformer.signals import Stopped, StopWish, stop_wish
-from qtransformer.token_report import print_token_report, token_report
 from qtransformer.training_log import file_identity, open_training_log, print_findings, raise_on_misfit
 from qtransformer.training_state import TrainingState
 from qtransformer.watch import Watch
@@ -46,9 +43,7 @@ from qtransformer_datasets.selection import texts
 from qtransformer_datasets.statistics import action_centres, action_noise, statistics
 from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
 
-_BOUND_AFTER = 200  # updates until it is said what training waits for
 _NEVER_ALLOWED = "not-finite"
-_NUM_SAMPLES = 512  # logged windows kept for export: what its parity check and golden file are made of
 
 
 def train(config: TrainConfig) -> Path:
@@ -64,77 +59,58 @@ def train(config: TrainConfig) -> Path:
 
 def train_on(config: TrainConfig, dataset: EpisodeDataset, findings: Sequence[Finding]) -> Path:
     """Does what `train` does, on what `load_dataset` returned."""
-    with claimed(config.out), _deterministic(config.deterministic), stop_wish() as wish:
+    folder = nullcontext() if ranks.rank() else claimed(config.out)
+    with folder, _deterministic(config.deterministic), stop_wish() as wish:
         _train(config, dataset, wish)
     print_findings(findings)  # once more: what was said an hour ago is out of sight
     return config.out
 
 
 def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None:
-    is_resumed = can_resume(config)
-    torch.manual_seed(config.seed)
+    is_first = ranks.rank() == 0
+    is_resumed = ranks.largest(is_first and can_resume(config)) > 0
+    torch.manual_seed(config.seed)  # the same at all ranks
     torch.set_num_threads(config.num_threads)
-    learner, sampler, info = build(config, dataset)
+    with ranks.first_goes_first():  # it may write a cache of images
+        learner, sampler, info = build(config, dataset)
     guard, watch = Guard(learner, LogPlaces(dataset, sampler), config.out, info), Watch(learner, dataset, info)
-    evaluation = PeriodicEvaluation(config.following, config.out, info) if config.following.evaluate_every else None
-    state, metrics = TrainingState(learner, sampler, info, guard, watch), Metrics(config.out)
-    step = state.restore(config.out) if is_resumed else _begin(config, state, metrics)
-    if is_resumed:
-        metrics.keep(step)
-    else:
-        actions = np.concatenate([episode.actions for episode in dataset.episodes])
-        print_token_report(token_report(learner.policy.tokenizer, dataset.spec.actions, actions))
-    with keeping(config.out):
-        add_session(config.out, step, config.steps, str(learner.policy.tokenizer.low.device))
+    state = TrainingState(learner, sampler, info, guard, watch)
+    diary = Diary(state, wish) if is_first else None
+    step = state.restore(config.out) if is_resumed else 0
+    if diary:
+        diary.go_on(step) if is_resumed else diary.begin(dataset)
+    _agree(state, step)
 
-    first_step, clock = step, Clock(step, config.steps)
-    board = boards(config, step)
-    with Prefetcher(sampler) as feed, progress(config.algorithm, config.steps, step) as advance, metrics, board as draw:
-        _evaluate(evaluation, state, metrics, step, wish)  # a run may have been stopped in the midst of it
+    with Prefetcher(sampler) as feed, diary.opened(step, feed) if diary else nullcontext():
         while step < config.steps:
             figures = guard.update(feed.sample())
             if figures is None:
                 continue
-            state.recent.add(figures)
             step += 1
-            shown, is_last = {}, step == config.steps
-            if step - first_step == _BOUND_AFTER:
-                _say_what_bounds(clock.figures(step, feed.waited_s)["data_share"])
-            if step % config.log_every == 0 or is_last:
-                shown = state.recent.take_means() | watch.figures() | guard.counts(step)
-                shown |= clock.figures(step, feed.waited_s)
-                metrics.write({"step": step, **shown})
-                draw(metrics.lines[-1])
-                shown["minutes_left"] = clock.minutes_left(step)
-            if result := _evaluate(evaluation, state, metrics, step, wish):
-                draw({"step": step, **result})
-            advance(**shown)
-            if step % config.checkpoint_every == 0 or is_last or wish.is_there:
-                metrics.sync()
-                state.save(config.out, step)
-                watch.look([line for line in metrics.lines if "loss" in line])
+            is_last = step == config.steps
+            if diary:
+                diary.updated(step, figures)
+            wish.signal_number = int(ranks.largest(wish.signal_number or 0)) or None
+            if diary and (step % config.checkpoint_every == 0 or is_last or wish.is_there):
+                diary.save(step)
             if wish.is_there and not is_last:
+                ranks.wait()  # a rank that ended before all is saved would end rank 0
                 where = f"update {step} of {config.steps} is saved in {config.out}"
                 raise Stopped(wish, f"{where}; go on with the same command and --resume")
-    watch.repeat()
 
 
-def _evaluate(
-    evaluation: PeriodicEvaluation | None, state: TrainingState, metrics: Metrics, step: int, wish: StopWish
-) -> dict[str, float]:
-    """Plays where it is time to and was not done yet, and keeps the policy if it is the best; returns the result."""
-    config = state.config
-    is_done = any(line["step"] == step and "success_rate" in line for line in metrics.lines)
-    if evaluation is None or not step or step % config.following.evaluate_every or is_done:
-        return {}
-    try:
-        result = evaluation.play(state.learner.policy, wish)
-    except Interrupted:
-        return {}
-    if evaluation.is_best(result):
-        state.save(config.out / BEST, step, result)
-    metrics.write({"step": step, **result})
-    return result
+def _agree(state: TrainingState, step: int) -> None:
+    """Makes sure that all ranks begin with the same.
+
+    Raises:
+        RunError: they have other data, settings or checkpoints.
+    """
+    info = state.info
+    settings = {key: value for key, value in info["config"].items() if key not in ("dataset", "out")}
+    for name, value in {"settings": settings, "data": info["dataset"]["fingerprint"], "updates": step}.items():
+        ranks.require_same(name, str(value))
+    weights, training = state.learner.state()
+    ranks.copy_from_first([*weights.values(), *under("target.", training).values()])
 
 
 def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
@@ -146,19 +122,25 @@ def load_dataset(config: TrainConfig) -> tuple[EpisodeDataset, list[Finding]]:
     dataset = open_training_log(config)
     findings = check_dataset(dataset)
     try:
-        raise_on_errors(findings, config.data.allow)
-        raise_on_errors([each for each in findings if each.code == _NEVER_ALLOWED])
+        raise_on_errors(findings, [code for code in config.data.allow if code != _NEVER_ALLOWED])
     except DatasetError as error:
-        if _NEVER_ALLOWED in config.data.allow:
-            raise DatasetError(f"{error}; --allow cannot help: such a log has no mean and no range") from error
-        raise DatasetError(f"{error}; or train in spite of it with --allow CODE") from error
+        raise DatasetError(
+            f"{error}; or train in spite of it with --allow CODE, which cannot help against {_NEVER_ALLOWED}: such a "
+            "log has no mean and no range"
+        ) from error
     print_findings(findings)
     raise_on_misfit(dataset)
     return dataset, findings
 
 
 def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, SegmentSampler, dict[str, Any]]:
-    """Returns the learner, its source of batches, and the description that goes into every checkpoint."""
+    """Returns the learner, its source of batches, and the description that goes into every checkpoint.
+
+    Raises:
+        RunError: a setting cannot be used here.
+        DatasetError: the log does not fit into memory, or does not say what the balance goes by.
+    """
+    _require_equal_parts(config)
     known = texts(dataset)
     encoder = WordEncoder(sorted({text for each in known.values() for text in each}))
     sampler = SegmentSampler(
@@ -168,7 +150,11 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         discount=config.return_discount,
         seed=config.seed,
         options=LoadingOptions(
-            config.data.balance, memory_limit=config.data.memory_limit_bytes, encode_text=encoder.encode
+            config.data.balance,
+            memory_limit=config.data.memory_limit_bytes,
+            rank=ranks.rank(),
+            world_size=ranks.world_size(),
+            encode_text=encoder.encode,
         ),
     )
     info = {
@@ -198,39 +184,6 @@ def build_learner(info: Mapping[str, Any], device: torch.device) -> Learner:
     return LEARNERS[config.algorithm](policy, config, ReturnScale(**info["return_scale"]), info["action_noise"])
 
 
-def _begin(config: TrainConfig, state: TrainingState, metrics: Metrics) -> int:
-    """Writes what stays the same during the run, the settings first; returns step 0.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written.
-    """
-    settings, sampler = json.dumps(state.info["config"], indent=1), state.sampler
-    chosen = np.linspace(0, sampler.num_steps - 1, min(_NUM_SAMPLES, sampler.num_steps)).astype(int)
-    batch = sampler.segments(chosen)
-    window = config.model.window
-    arrays = {f"observations/{key}": value[:, :window] for key, value in batch.observations.items()}
-    arrays["num_frames"] = batch.is_valid[:, :window].sum(axis=1)
-
-    def write_samples(path: Path) -> None:
-        with path.open("wb") as file:  # given a name, numpy would append .npz to it
-            np.savez_compressed(file, **arrays)
-
-    with keeping(config.out):
-        write_durably(config.out / "config.json", lambda path: path.write_text(settings))
-        write_durably(config.out / "samples.npz", write_samples)
-    metrics.clear()
-    return 0
-
-
-def _say_what_bounds(waited: float) -> None:
-    """Prints whether training waits for data, by the share of the time that went into waiting."""
-    if waited > 0.5:
-        advice = "data-bound: a larger model would train at the same price"
-    else:
-        advice = "compute-bound: a faster disk would not help"
-    Console(stderr=True).print(f"{waited:.1%} of the time waits for data; {advice}", highlight=False)
-
-
 @contextmanager
 def _deterministic(is_asked_for: bool) -> Iterator[None]:
     """Forbids torch every algorithm that does not give the same bits each time; afterwards all is as it was."""
@@ -253,19 +206,33 @@ def _action_centres(dataset: EpisodeDataset, config: TrainConfig) -> list[list[f
 
 
 def usable_device(name: str) -> torch.device:
-    """Returns the device of that name; `auto` is a GPU where there is one.
+    """Returns the device of that name; `auto` is a GPU where there is one. Each rank of a machine has a GPU of its own.
 
     Raises:
         RunError: there is none, or it cannot be used.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    found = f"cuda:{ranks.local_rank()}" if found == "cuda" else found
     try:
-        return torch.empty(0, device=name).device
+        return torch.empty(0, device=found).device
     except (RuntimeError, AssertionError) as error:
         raise RunError(
             f"--device {name}: is not usable here ({str(error).splitlines()[0]}); use cpu or auto"
         ) from error
+
+
+def _require_equal_parts(config: TrainConfig) -> None:
+    """Makes sure that all ranks have as many segments, and each part of theirs as many.
+
+    Raises:
+        RunError: the batch cannot be divided so.
+    """
+    parts = ranks.world_size() * config.gradient_accumulation_steps
+    if config.batch_size % parts:
+        raise RunError(
+            f"--batch-size ({config.batch_size}) must be a multiple of {parts}, the ranks ({ranks.world_size()}) times "
+            f"--gradient-accumulation-steps ({config.gradient_accumulation_steps}); choose another"
+        )
 
 
 def _check_compiler(config: TrainConfig, device: torch.device) -> None:

@@ -12,9 +12,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from qtransformer.config import DataConfig, RunError, TrainConfig
+from qtransformer.console import say
 from qtransformer_datasets import selection
 from qtransformer_datasets.cache import FOLDER as CACHE_FOLDER
 from qtransformer_datasets.check import Finding
@@ -71,10 +70,10 @@ def warn_if_log_changed(origin: Mapping[str, Any]) -> None:
     try:
         found = open_training_log(TrainConfig.from_json(origin["config"])).fingerprint
     except DatasetError as error:
-        _warn(f"the log that this policy was trained on cannot be read any more: {error}")
+        say(f"the log that this policy was trained on cannot be read any more: {error}")
         return
     if found != fingerprint:
-        _warn(
+        say(
             f"{path} has changed since this policy was trained on it (fingerprint {found[:12]}, then "
             f"{fingerprint[:12]}); figures of the log no longer speak of this policy"
         )
@@ -110,12 +109,8 @@ def raise_on_misfit(dataset: EpisodeDataset) -> None:
 def print_findings(findings: Iterable[Finding]) -> None:
     """Prints one line a finding on standard error."""
     for finding in findings:
-        _warn(f"{finding.severity} {finding.code}: {finding.sentence}")
+        say(f"{finding.severity} {finding.code}: {finding.sentence}")
 
 
 def _select_keys(dataset: EpisodeDataset, data: DataConfig) -> EpisodeDataset:
     return selection.select_observations(dataset, data.observations) if data.observations else dataset
-
-
-def _warn(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, style="yellow", soft_wrap=True)

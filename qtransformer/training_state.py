@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qtransformer import ranks
 from qtransformer.checkpoint import load_checkpoint, save_checkpoint, set_aside_newer
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.guard import Guard
-from qtransformer.learner import Figures, Learner
+from qtransformer.learner import Figures, Learner, under
 from qtransformer.watch import Watch
 from qtransformer_datasets.windows import SegmentSampler
 
@@ -71,7 +72,7 @@ class TrainingState:
         training |= {_GUARD + name: values for name, values in self.guard.state().items()}
         training |= {_WATCH + name: values for name, values in self.watch.state().items()}
         info = {"step": step, "evaluation": evaluation, **self.info, "sampler": self.sampler.state_dict()}
-        return save_checkpoint(run, info, weights, {**training, **_generators()})
+        return save_checkpoint(run, info, weights, {**training, **_generators(self._device)})
 
     def restore(self, run: Path) -> int:
         """Loads the newest sound checkpoint, sets newer ones aside, and returns its step.
@@ -85,28 +86,29 @@ class TrainingState:
         training, step = checkpoint.training_tensors(), checkpoint.info["step"]
         self.learner.load_state(checkpoint.weights, training)
         self.sampler.load_state_dict(checkpoint.info["sampler"])
-        self.recent.load_state(_with_prefix(_FIGURES, training))
-        if guard := _with_prefix(_GUARD, training):  # a checkpoint of before the guard has none
-            self.guard.load_state(guard)
-            self.watch.load_state(_with_prefix(_WATCH, training))
-        _set_generators(_with_prefix(_GENERATOR, training))
-        set_aside_newer(run, step)
+        self.recent.load_state(under(_FIGURES, training))
+        self.guard.load_state(under(_GUARD, training))
+        self.watch.load_state(under(_WATCH, training))
+        _set_generators(under(_GENERATOR, training), self._device)
+        if not ranks.rank():
+            set_aside_newer(run, step)
         return step
 
-
-def _generators() -> dict[str, Tensor]:
-    """Returns the states of torch's generators: that of the CPU, and of each GPU."""
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    return {f"{_GENERATOR}cpu": torch.get_rng_state(), **{f"{_GENERATOR}{i}": each for i, each in enumerate(cuda)}}
+    @property
+    def _device(self) -> torch.device:
+        return self.learner.policy.tokenizer.low.device
 
 
-def _set_generators(states: Mapping[str, Tensor]) -> None:
-    for name, state in states.items():
-        if name == "cpu":
-            torch.set_rng_state(state)
-        elif int(name) < torch.cuda.device_count():
-            torch.cuda.set_rng_state(state, int(name))
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """Returns the states of torch's generators: that of the CPU, and of the GPU that computes.
+
+    They are those of all ranks, which begin alike and draw as many numbers.
+    """
+    states = {f"{_GENERATOR}cpu": torch.get_rng_state()}
+    return states | {f"{_GENERATOR}cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
-def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+def _set_generators(states: Mapping[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from rich.console import Console
 from torch import Tensor
 
 from qtransformer.alarms import SETTLED, Alarm, over_estimation_alarms, training_alarms
 from qtransformer.batch import DatasetSpec
 from qtransformer.config import WITHOUT_VALUES, TrainConfig
+from qtransformer.console import say
 from qtransformer.explain import evidence_of
 from qtransformer.explain_log import RunLog
 from qtransformer.learner import Learner
@@ -83,9 +83,7 @@ class Watch:
 
     def _target_still(self) -> dict[str, float]:
         """Returns the share of the target network's tensors whose sum is what it was at the last look; {} at first."""
-        _, training = self._learner.state()
-        target = [training.get(f"target.{name}") for name, _ in self._learner.policy.named_parameters()]
-        sums = [each.double().sum().cpu() for each in target if each is not None]
+        sums = [each.double().sum().cpu() for each in self._learner.target_parameters()]
         before, self._target_sums = self._target_sums, torch.stack(sums) if sums else self._target_sums
         if not len(before):
             return {}
@@ -102,5 +100,4 @@ def entropy(tokens: Int[Tensor, "steps tokens"]) -> float:
 
 
 def _say(alarm: Alarm) -> None:
-    text = f"alarm: {alarm.name} ({alarm.measure}). {alarm.sentence}"
-    Console(stderr=True).print(text, markup=False, highlight=False, style="yellow", soft_wrap=True)
+    say(f"alarm: {alarm.name} ({alarm.measure}). {alarm.sentence}")

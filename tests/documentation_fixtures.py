@@ -35,7 +35,7 @@ import tyro
 from serve_fixtures import serving
 
 import qtransformer_envs  # noqa: F401 - registers its ids before a page's own are taken back
-from qtransformer import cli, training
+from qtransformer import cli, diary
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = {"bash", "python", "text", "json"}
@@ -204,9 +204,9 @@ class PageRun:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> PageRun:
-        modules, registry, kept = set(sys.modules), dict(gymnasium.registry), training._NUM_SAMPLES
-        training._NUM_SAMPLES = NUM_SAMPLES
-        self._stack.callback(setattr, training, "_NUM_SAMPLES", kept)
+        modules, registry, kept = set(sys.modules), dict(gymnasium.registry), diary._NUM_SAMPLES
+        diary._NUM_SAMPLES = NUM_SAMPLES
+        self._stack.callback(setattr, diary, "_NUM_SAMPLES", kept)
         self._stack.callback(lambda: [sys.modules.pop(name) for name in set(sys.modules) - modules if _is_here(name)])
         self._stack.callback(lambda: (gymnasium.registry.clear(), gymnasium.registry.update(registry)))
         return self

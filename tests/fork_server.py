@@ -10,7 +10,8 @@ from multiprocessing.context import ForkServerContext
 
 import pytest
 
-PRELOADED = ["damage_warm_up", "kill_fixtures", "training_children"]  # a process has one server: it serves all tests
+# a process has one server: it serves all tests
+PRELOADED = ["damage_warm_up", "kill_fixtures", "training_children", "rank_children"]
 
 
 def start_fork_server() -> ForkServerContext:

@@ -14,10 +14,11 @@ from dataset_fixtures import make_episode
 
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec
 from qtransformer.config import DataConfig, LearningConfig, ModelConfig, TokenConfig, TrainConfig
-from qtransformer.learner import QTransformerLearner
+from qtransformer.learner import Learner
 from qtransformer.model import QTransformer
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy, build_policy
+from qtransformer.q_learning import QTransformerLearner
 from qtransformer_datasets.formats.specs import describe_state
 from qtransformer_datasets.recorder import Recorder
 from qtransformer_datasets.schema import Episode
@@ -79,6 +80,12 @@ def make_learner(config: TrainConfig, scale: ReturnScale = UNIT, **sizes: int) -
     """A learner of a fresh policy."""
     policy = make_policy(config, **sizes)
     return QTransformerLearner(policy, config, scale, noise_of(policy))
+
+
+def loss_of(learner: Learner, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and figures of a batch of tensors that is whole."""
+    (goals,) = learner.goals([batch])
+    return learner.loss(batch, goals)
 
 
 def noise_of(policy: GreedyPolicy) -> list[float]:

@@ -15,6 +15,7 @@ from learner_fixtures import (
     assert_same_bits,
     concatenate,
     copied,
+    loss_of,
     make_batch,
     make_config,
     make_policy,
@@ -28,9 +29,9 @@ from qtransformer.baselines import LEARNERS, BehaviourCloning, DecisionTransform
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint
 from qtransformer.config import ACT_BY_DENSITY, PRESETS, LearningConfig
 from qtransformer.deploy.export import export_bundle
-from qtransformer.learner import QTransformerLearner
 from qtransformer.loading import load_run, open_policy
 from qtransformer.normalization import ReturnScale
+from qtransformer.q_learning import QTransformerLearner
 from qtransformer.training import build, load_dataset, train
 
 BASELINES = ["behaviour_cloning", "implicit_q_learning", "decision_transformer"]
@@ -55,7 +56,7 @@ def test_padding_is_ignored(algorithm):
         monte_carlo_returns=np.where(is_valid, batch.monte_carlo_returns, 0.7).astype(np.float32),
         observations={"state": np.where(is_valid[..., None], batch.observations["state"], 3.0).astype(np.float32)},
     )
-    before, after = [make_baseline(algorithm).loss(to_torch(each)) for each in (batch, changed)]
+    before, after = [loss_of(make_baseline(algorithm), to_torch(each)) for each in (batch, changed)]
     assert torch.equal(before[0], after[0])
     assert before[0] > 0
     del before[1]["monte_carlo" if "monte_carlo" in before[1] else "accuracy"]
@@ -66,8 +67,8 @@ def test_padding_is_ignored(algorithm):
 def test_the_loss_does_not_depend_on_the_size_of_the_batch(algorithm):
     is_valid = np.array([[True, True], [True, False], [True, True], [True, False]])
     learner, batch = make_baseline(algorithm, window=2), make_batch(4, num_steps=2, num_dimensions=2, is_valid=is_valid)
-    once, _ = learner.loss(to_torch(batch))
-    thrice, _ = learner.loss(to_torch(concatenate(batch, batch, batch)))
+    once, _ = loss_of(learner, to_torch(batch))
+    thrice, _ = loss_of(learner, to_torch(concatenate(batch, batch, batch)))
     torch.testing.assert_close(once, thrice)
 
 
@@ -79,13 +80,13 @@ def test_steps_beyond_the_window_are_no_input(algorithm):
         batch.map(lambda array: array[:, :2] if array.ndim > 1 else array),
         observations={"state": batch.observations["state"][:, :3]},
     )
-    assert_same_bits(*({"loss": learner.loss(to_torch(each))[0]} for each in (batch, short)))
+    assert_same_bits(*({"loss": loss_of(learner, to_torch(each))[0]} for each in (batch, short)))
 
 
 @pytest.mark.parametrize("algorithm", BASELINES)
 def test_what_each_algorithm_trains(algorithm):
     learner = make_baseline(algorithm, window=3, num_dimensions=3)
-    learner.loss(to_torch(make_batch(16)))[0].backward()
+    loss_of(learner, to_torch(make_batch(16)))[0].backward()
     silent = {name for name, each in learner.policy.named_parameters() if each.grad is None or not each.grad.any()}
     assert silent == (set() if algorithm == "implicit_q_learning" else {"model.q_head.weight", "model.q_head.bias"})
 
@@ -197,7 +198,7 @@ def test_only_the_return_to_go_tells_of_rewards():
     other = replace(batch, rewards=batch.rewards + 5, terminations=~batch.terminations, is_success=~batch.is_success)
     returned = replace(batch, monte_carlo_returns=batch.monte_carlo_returns / 2)
     loss, same, different = [
-        make_baseline("decision_transformer").loss(to_torch(each))[0] for each in (batch, other, returned)
+        loss_of(make_baseline("decision_transformer"), to_torch(each))[0] for each in (batch, other, returned)
     ]
     assert torch.equal(loss, same)
     assert not torch.equal(loss, different)
@@ -225,7 +226,7 @@ def test_the_gradient_of_cql_by_hand():
     table = torch.tensor([[0.2, 0.4, 0.5, 0.3], [0.3, 0.5, 0.2, 0.1]])  # max of the second: target of the first
     for policy in (learner.policy, learner.target):
         set_values(policy.model, table.tolist())
-    loss, figures = learner.loss(one_step(reward=0.25))  # 0.25 + 0.5 * 0.5 is Q of (bin 2, bin 1)
+    loss, figures = loss_of(learner, one_step(reward=0.25))  # 0.25 + 0.5 * 0.5 is Q of (bin 2, bin 1)
     loss.backward()
     logged = torch.tensor([[0.0, 0, 1, 0], [0, 1, 0, 0]])
     expected = learning.conservative_weight * (table.softmax(dim=-1) - logged) / 2 * table * (1 - table)

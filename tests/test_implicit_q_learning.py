@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from baseline_fixtures import greedy_tokens, make_baseline, one_step, paid_modes
-from learner_fixtures import UNIT, make_batch, set_values, to_torch
+from learner_fixtures import UNIT, loss_of, make_batch, set_values, to_torch
 
 from qtransformer.baselines import implicit_weights
 from qtransformer.normalization import ReturnScale
@@ -29,7 +29,7 @@ def known_learner(scale=UNIT, value=0.5, **learning):
 
 @pytest.mark.parametrize(("value", "level"), [(0.5, 0.9), (0.8, 0.1)])
 def test_the_terms_of_the_loss_by_hand(value, level):
-    loss, figures = known_learner(value=value, discount=0.5).loss(one_step())
+    loss, figures = loss_of(known_learner(value=value, discount=0.5), one_step())
     backup, weight = 0.25 + 0.5 * value, math.exp(10 * (0.6 - value))
     expected = {
         "expectile_error": level * (0.6 - value) ** 2,
@@ -48,7 +48,7 @@ def test_backups_in_the_unit_of_the_log():
     learner = known_learner(ReturnScale(-2.0, 2.0), discount=0.5, value=0.75)  # V = 1
     assert learner.implicit_targets(one_step()).backups.item() == pytest.approx((0.25 + 0.5 + 2) / 4)
     assert learner.implicit_targets(one_step(reward=0.65)).backups.item() == pytest.approx((0.65 + 0.5 + 2) / 4)
-    assert learner.loss(one_step())[1]["value"].item() == pytest.approx(1.0)
+    assert loss_of(learner, one_step())[1]["value"].item() == pytest.approx(1.0)
 
 
 def test_where_the_backup_ends():
@@ -58,7 +58,7 @@ def test_where_the_backup_ends():
     assert (over.backups.item(), over.is_known.item()) == (0.25, True)
     assert not learner.implicit_targets(one_step(has_successor=no)).is_known.item()
     assert not learner.implicit_targets(one_step(is_valid=no)).is_known.item()
-    assert learner.loss(one_step(has_successor=no))[1]["squared_error"].item() == 0
+    assert loss_of(learner, one_step(has_successor=no))[1]["squared_error"].item() == 0
 
 
 def test_unlogged_actions_are_never_asked():
@@ -105,5 +105,5 @@ def test_the_value_of_a_bandit_is_the_expectile(level, num_atoms):
 
 def test_inverse_temperature_0_is_cloning():
     learner, batch = make_baseline("implicit_q_learning", inverse_temperature=0.0), paid_modes(1.0)
-    cross_entropy = make_baseline("behaviour_cloning").loss(to_torch(batch))[1]["cross_entropy"]
-    torch.testing.assert_close(learner.loss(to_torch(batch))[1]["cross_entropy"], cross_entropy)
+    cross_entropy = loss_of(make_baseline("behaviour_cloning"), to_torch(batch))[1]["cross_entropy"]
+    torch.testing.assert_close(loss_of(learner, to_torch(batch))[1]["cross_entropy"], cross_entropy)

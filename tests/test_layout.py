@@ -31,22 +31,23 @@ PACKAGES = {  # import name -> source root
 FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
-ORDER = ["batch", "files", "page", "config", "console", "tokens", "token_report", "normalization", "encoders"]
-ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "baselines"]
+ORDER = ["batch", "files", "page", "config", "console", "ranks", "tokens", "token_report", "normalization", "encoders"]
+ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "q_learning", "baselines"]
 ORDER += ["bad_batches", "signals", "provenance", "checkpoint", "run_folder", "guard"]
 ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
 ORDER += ["compare_report", "deploy", "serve", "loading"]
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
 ORDER += ["explain_plots", "explain_page"]
 ORDER += ["run_records", "clips", "report", "report_plots", "report_course", "report_runs", "report_page"]
-ORDER += ["watch", "following", "training_state", "training"]
+ORDER += ["watch", "following", "training_state", "diary", "training"]
 ORDER += ["rerun", "replay", "pictures", "recording", "demo"]
-ORDER += ["log_commands", "run_commands", "evaluate_command", "deploy_commands", "serve_command", "cli"]
+ORDER += ["plan", "log_commands", "run_commands", "evaluate_command", "deploy_commands", "serve_command", "cli"]
 COMMAND_LINE = {
     "training_log",
     "guard",
     "watch",
     "training_state",
+    "diary",
     "training",
     "explain_log",
     "explain",

@@ -55,11 +55,12 @@ def test_changes_are_those_since_the_revision(tmp_path, monkeypatch):
 def test_every_process_is_written_down(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "git_changes", lambda: None)
     monkeypatch.setattr("sys.orig_argv", ["python", "train.py", "--out", "a b"])
-    provenance.add_session(tmp_path, 0, 10, "cpu")
+    provenance.add_session(tmp_path, 0, 10, "cpu", 1)
     monkeypatch.setattr(provenance, "git_changes", lambda: "+ b\n")
-    provenance.add_session(tmp_path, 4, 10, "cpu")
+    provenance.add_session(tmp_path, 4, 10, "cpu", 2)
     first, second = provenance.sessions(tmp_path)
     assert (first["first_step"], first["steps"], first["device"], first["changes"]) == (0, 10, "cpu", None)
+    assert [each["num_processes"] for each in (first, second)] == [1, 2]
     assert first["command"] == "python train.py --out 'a b'"
     assert first["versions"] == provenance.versions()
     assert first["git_revision"] == provenance.git_revision()
@@ -68,7 +69,7 @@ def test_every_process_is_written_down(tmp_path, monkeypatch):
 
 def test_large_changes_are_cut(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "git_changes", lambda: "+" * 2**21)
-    provenance.add_session(tmp_path, 0, 10, "cpu")
+    provenance.add_session(tmp_path, 0, 10, "cpu", 1)
     (session,) = provenance.sessions(tmp_path)
     text = (tmp_path / session["changes"]).read_text()
     assert len(text) < 2**20 + 100

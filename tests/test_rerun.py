@@ -81,13 +81,14 @@ def test_a_run_of_two_lengths_is_refused(log, tmp_path):
 def test_what_changed_since_is_said(run, tmp_path, capsys):
     copy = shutil.copytree(run, tmp_path / "run")
     (session,) = sessions(copy)
-    session["versions"]["torch"] = "1.0"
+    session["versions"]["torch"], session["num_processes"] = "1.0", 2
     document = {"sessions": [{**session, "git_revision": "0" * 40, "changes": "changes-0.diff"}]}
     (copy / "run.json").write_text(json.dumps(document))
     rerun(copy, tmp_path / "again")
     said = capsys.readouterr().err
     assert f"not as it was: torch 1.0, now {torch.__version__}" in said
     assert f"not as it was: git revision {'0' * 40}, now " in said
+    assert "not as it was: number of processes 2, now 1" in said
     assert f"not as it was: the code had the changes in {copy / 'changes-0.diff'}" in said
 
 

@@ -12,9 +12,9 @@ from learner_fixtures import PLAIN, UNIT, make_config, make_policy, noise_of
 
 from qtransformer.batch import Batch
 from qtransformer.config import PRESETS, LearningConfig
-from qtransformer.learner import QTransformerLearner
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
+from qtransformer.q_learning import QTransformerLearner
 
 NUM_STATES, NUM_BINS, GAMMA = 5, 3, 0.8
 ACTIONS = tuple(itertools.product(range(NUM_BINS), repeat=2))

@@ -278,8 +278,8 @@ def test_checkpoints_between_two_lines_of_metrics_keep_the_lines(log, tmp_path):
 class NoisyCloning(BehaviourCloning):
     """Draws random numbers in every update, as dropout would."""
 
-    def loss(self, batch):
-        loss, figures = super().loss(batch)
+    def loss(self, batch, goals):
+        loss, figures = super().loss(batch, goals)
         return loss * torch.rand(()), figures
 
 

@@ -134,8 +134,11 @@ def test_a_batch_is_a_function_of_its_number(tmp_path):
 def test_ranks_share_the_batch_that_one_alone_would_have(tmp_path, world_size):
     episodes = [make_episode(9, seed=seed) for seed in range(5)]
     options = [LoadingOptions(rank=rank, world_size=world_size) for rank in range(world_size)]
-    shares = [make_sampler(tmp_path, episodes, options=each).batch(7) for each in options]
+    samplers = [make_sampler(tmp_path, episodes, options=each) for each in options]
+    shares = [each.batch(7) for each in samplers]
     whole = make_sampler(tmp_path, episodes).batch(7)
+    for each in samplers:
+        np.testing.assert_array_equal(each.undivided().batch(7).actions, whole.actions)
     assert len(shares[0].actions) == 4 // world_size
     np.testing.assert_array_equal(np.concatenate([each.actions for each in shares]), whole.actions)
 

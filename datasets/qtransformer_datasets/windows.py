@@ -10,8 +10,9 @@ Observation rows run apart from step rows, since an episode may have one observa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,12 @@ class SegmentSampler:
     def batch(self, number: int) -> Batch:
         """Returns batch `number`, counted from 0: the same at every call, in every process and thread."""
         return self.segments(self._draw(number))
+
+    def undivided(self) -> SegmentSampler:
+        """Returns a sampler on the same memory that gives the shares of all ranks together."""
+        alone = copy.copy(self)
+        alone._options = replace(self._options, rank=0, world_size=1)
+        return alone
 
     def places(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns of each segment of batch `number` the episode, and the step of the episode that it begins at."""
