@@ -19,7 +19,7 @@ from qtransformer import backup, losses
 from qtransformer.batch import Batch
 from qtransformer.config import Algorithm
 from qtransformer.encoders.return_conditioned import RETURN_TO_GO, ReturnConditionedEncoder
-from qtransformer.learner import Figures, Learner, QTransformerLearner, frames_of, masked_mean
+from qtransformer.learner import Figures, Learner, QTransformerLearner, first_frames, looked_at, masked_mean
 from qtransformer.model import TokenOutputs
 
 _MAX_WEIGHT = 100.0  # of an imitated action (IQL, appendix B)
@@ -42,7 +42,7 @@ class BehaviourCloning(Learner):
 
     def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
         """Returns what the policy is shown of the first `number` steps."""
-        return frames_of(batch, 0, number)
+        return first_frames(batch, number)
 
 
 class DecisionTransformer(BehaviourCloning):
@@ -57,7 +57,7 @@ class DecisionTransformer(BehaviourCloning):
     def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
         """Returns the observations, and the return to go in [0, 1]."""
         returns = self.scale.to_unit(batch.monte_carlo_returns[:, :number])
-        return {**frames_of(batch, 0, number), RETURN_TO_GO: returns}
+        return {**first_frames(batch, number), RETURN_TO_GO: returns}
 
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step, and lets the policy ask for the best return to go that it has seen."""
@@ -89,8 +89,9 @@ class ImplicitQLearning(QTransformerLearner):
     def loss(self, batch: Batch) -> tuple[Tensor, Figures]:
         """Returns expectile error of V (eq. 5) + squared error of Q (eq. 6) + weighted cross-entropy (eq. 7)."""
         T = self.policy.model.window
-        observations, tokens = frames_of(batch, 0, T), self.policy.tokenizer.encode(batch.actions[:, :T])
-        values, outputs = self.policy.model.state_values(observations), self.policy.model(observations, tokens)
+        tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
+        encoded = self.policy.model.encoder(first_frames(batch, T))
+        values, outputs = self.policy.model.state_values(encoded), self.policy.model(encoded, tokens)
         targets, labels, is_valid = self.implicit_targets(batch), self.labels(tokens), batch.is_valid[:, :T]
         value_error = masked_mean(losses.expectile(values, targets.q_logged, self.config.expectile), is_valid)
         last = TokenOutputs(*(each[:, :, -1:] for each in outputs))
@@ -114,14 +115,14 @@ class ImplicitQLearning(QTransformerLearner):
     @torch.no_grad()
     def implicit_targets(self, batch: Batch) -> ImplicitTargets:
         """Returns the target of V, from the target network, and that of Q, from the V that is being learnt."""
-        T = self.target.model.window
+        T, encoder = self.target.model.window, self.policy.model.encoder
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
-        q_values = self.target.model(frames_of(batch, 0, T), tokens).q_values[..., -1, :]
+        q_values = self.target.model(first_frames(batch, T), tokens).q_values[..., -1, :]
         is_known = batch.is_valid & (batch.terminations | batch.has_successor)
         returns = backup.environment_steps_targets(
             batch.rewards,
             batch.terminations,
-            self._next_values(batch, is_known),
+            self._next_values(batch, is_known, encoder(looked_at(batch, encoder.image_keys))),
             is_known,
             self.config.discount,
             self.config.environment_steps,
@@ -130,7 +131,7 @@ class ImplicitQLearning(QTransformerLearner):
             backup.values_at(q_values, tokens[..., -1]), self.scale.to_unit(returns), is_known[:, :T]
         )
 
-    def _state_values(self, windows: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+    def _state_values(self, windows: Float[Tensor, "batch time slots width"]) -> Float[Tensor, "batch time"]:
         return self.policy.model.state_values(windows)
 
 

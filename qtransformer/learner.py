@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from qtransformer import backup, losses
+from qtransformer.augmentation import Augmentation
 from qtransformer.batch import Batch
 from qtransformer.config import TrainConfig
 from qtransformer.hl_gauss import SPREAD, hl_gauss_edges, hl_gauss_labels
@@ -55,6 +57,7 @@ class Learner(ABC):
         self.num_updates, self._num_steps = 0, config.steps
         self.before_step: Callable[[Figures], None] = lambda figures: None
         """Called with the figures of each update before it changes anything; what it raises ends the update there."""
+        self._augment = Augmentation(self.config.image_shift, self.config.colour_jitter, config.seed)
         self._labels = _label_tables(policy.tokenizer, self.config.label_width, action_noise)
         decayed = [each for each in policy.parameters() if each.ndim > 1]
         others = [each for each in policy.parameters() if each.ndim <= 1]
@@ -73,7 +76,10 @@ class Learner(ABC):
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step on a batch of numpy arrays; returns its figures, values in the log's own unit."""
         device = self.policy.tokenizer.low.device
-        loss, figures = self._loss(batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device)))
+        batch = batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device))
+        images = {key: batch.observations[key] for key in self.policy.model.encoder.image_keys}
+        changed = self._augment(images, self.num_updates)
+        loss, figures = self._loss(replace(batch, observations={**batch.observations, **changed}))
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)
@@ -146,7 +152,7 @@ class QTransformerLearner(Learner):
         """Returns squared error + alpha * regulariser + density weight * cross-entropy, averaged over real tokens."""
         T = self.policy.model.window
         tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
-        outputs = self.policy.model(frames_of(batch, 0, T), tokens)
+        outputs = self.policy.model(first_frames(batch, T), tokens)
         targets = self.targets(batch)
         labels = self.labels(tokens)
         is_valid = batch.is_valid[:, :T].unsqueeze(-1).expand_as(tokens)
@@ -175,8 +181,9 @@ class QTransformerLearner(Learner):
     def targets(self, batch: Batch) -> Targets:
         """Returns the target of every logged token of the first `window` steps.
 
-        All tokens of a step come from one pass of the target network, and the values of the states that their returns
-        end in from one pass over observations alone, the same window shifted by the steps of the return:
+        Each observation is encoded once. All tokens of a step come from one pass of the target network, and the values
+        of the states that their returns end in from one pass over observations alone, the same window shifted by the
+        steps of the return:
 
             observations   o0  o1  ...  oT-1  oT  oT+1      (T = window, 2 environment steps)
             this pass      └───────────────┘
@@ -184,12 +191,13 @@ class QTransformerLearner(Learner):
         """
         T = self.target.model.window
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
-        token_values = self.target.values(self.target.model(frames_of(batch, 0, T), tokens))
+        encoded = self.target.model.encoder(looked_at(batch, self.target.model.encoder.image_keys))
+        token_values = self.target.values(self.target.model(encoded[:, :T], tokens))
         is_known = batch.is_valid & (batch.terminations | batch.has_successor)
         returns = backup.environment_steps_targets(
             batch.rewards,
             batch.terminations,
-            self._next_values(batch, is_known),
+            self._next_values(batch, is_known, encoded),
             is_known,
             self.config.discount,
             self.config.environment_steps,
@@ -206,20 +214,23 @@ class QTransformerLearner(Learner):
             targets = backup.monte_carlo_bound(targets, self.scale.to_unit(batch.monte_carlo_returns[:, :T]))
         return Targets(targets, has_target, advantages=last - token_values[..., 0])
 
-    def _next_values(self, batch: Batch, is_known: Bool[Tensor, "batch steps"]) -> Float[Tensor, "batch steps"]:
+    def _next_values(
+        self, batch: Batch, is_known: Bool[Tensor, "batch steps"], encoded: Float[Tensor, "batch frames slots width"]
+    ) -> Float[Tensor, "batch steps"]:
         """Returns, in the log's unit, the value of the state after each step that a return ends in; 0 elsewhere.
 
-        One window a segment holds them all: that after `environment_steps` steps, or the last that is known.
+        One window a segment holds them all: that after `environment_steps` steps, or the last that is known. `encoded`
+        is what the encoder made of the batch's `frames`.
         """
         T, num_steps = self.target.model.window, self.config.environment_steps
         first = (is_known.sum(dim=1) + 1 - T).clamp(1, num_steps)
         rows = first.unsqueeze(-1) + torch.arange(T, device=first.device)
         segments = torch.arange(len(rows), device=first.device).unsqueeze(-1)
-        values = self._state_values({key: value[segments, rows] for key, value in batch.observations.items()})
+        values = self._state_values(encoded[segments, torch.searchsorted(batch.frames, rows)])
         return torch.zeros_like(batch.rewards).scatter(1, rows - 1, self.scale.from_unit(values))
 
-    def _state_values(self, windows: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
-        """Returns the policy's value of each step: of its first token, or, for n-step, of its last.
+    def _state_values(self, windows: Float[Tensor, "batch time slots width"]) -> Float[Tensor, "batch time"]:
+        """Returns the policy's value of each step of encoded windows: of its first token, or, for n-step, of its last.
 
         The last token's needs the greedy action before it: every step is decoded.
         """
@@ -282,9 +293,17 @@ def _label_tables(
     return torch.cat(tables).to(tokenizer.low.device)
 
 
-def frames_of(batch: Batch, first: int, number: int) -> dict[str, Tensor]:
-    """Returns `number` observations of each segment, from `first` on."""
-    return {key: value[:, first : first + number] for key, value in batch.observations.items()}
+def first_frames(batch: Batch, number: int) -> dict[str, Tensor]:
+    """Returns the first `number` observations of each segment."""
+    return {key: value[:, :number] for key, value in batch.observations.items()}
+
+
+def looked_at(batch: Batch, image_keys: Collection[str]) -> dict[str, Tensor]:
+    """Returns the observations of the batch's `frames`; images come as these alone."""
+    segments = torch.arange(len(batch.frames), device=batch.frames.device).unsqueeze(-1)
+    return {
+        key: value if key in image_keys else value[segments, batch.frames] for key, value in batch.observations.items()
+    }
 
 
 def masked_mean(values: Float[Tensor, "*axes"], mask: Bool[Tensor, "*axes"]) -> Float[Tensor, ""]:

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from qtransformer.backup import median_bins, policy_probabilities, values_at
 from qtransformer.batch import DatasetSpec
 from qtransformer.config import ACT_BY_DENSITY, RunError, TrainConfig
+from qtransformer.encoders.observations import ObservationEncoder
 from qtransformer.encoders.return_conditioned import ReturnConditionedEncoder
-from qtransformer.encoders.state import StateEncoder, Statistics
+from qtransformer.encoders.state import Statistics
 from qtransformer.model import QTransformer, TokenOutputs
 from qtransformer.tokens import ActionTokenizer
 
@@ -103,8 +104,8 @@ def build_policy(
     """Returns an untrained policy for the observations and actions of `spec`; quantile bins need `action_centres`."""
     tokenizer = ActionTokenizer(spec.actions, config.tokens, action_centres)
     is_conditioned = config.algorithm == "decision_transformer"
-    encoder_class = ReturnConditionedEncoder if is_conditioned else StateEncoder
-    encoder = encoder_class(spec.observations, statistics, config.model.width)
+    encoder_class = ReturnConditionedEncoder if is_conditioned else ObservationEncoder
+    encoder = encoder_class(spec.observations, statistics, config.model)
     has_value_head = config.algorithm == "implicit_q_learning"
     model = QTransformer(encoder, tokenizer, config.model, has_value_head)
     if config.algorithm in ACT_BY_DENSITY:
@@ -112,9 +113,10 @@ def build_policy(
     return GreedyPolicy(model, tokenizer, config.learning.support_threshold, config.learning.support_temperature)
 
 
-def _are_finite(*arrays: Float[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
-    """Returns which rows hold neither NaN nor infinity in any of the arrays."""
-    return torch.stack([each.flatten(1).isfinite().all(dim=1) for each in arrays]).all(dim=0)
+def _are_finite(*arrays: Shaped[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
+    """Returns which rows hold neither NaN nor infinity in any of the arrays; the bytes of images cannot."""
+    floats = [each for each in arrays if each.is_floating_point()]
+    return torch.stack([each.flatten(1).isfinite().all(dim=1) for each in floats]).all(dim=0)
 
 
 class CheckpointPolicy:
@@ -162,6 +164,9 @@ class CheckpointPolicy:
                 f"observation must have the keys and shapes {expected} of the log, got {found}; "
                 "play in an environment like that of the log"
             )
+        wrong = {key: str(frame[key].dtype) for key in encoder.image_keys if frame[key].dtype != np.uint8}
+        if wrong:
+            raise RunError(f"images must be uint8, 0 to 255, as in the log, got {wrong}; convert them")
         return frame
 
     def _act_block(self, slots: Sequence[int]) -> np.ndarray:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from qtransformer.baselines import LEARNERS
 from qtransformer.batch import DatasetSpec
-from qtransformer.config import RunError, TrainConfig
+from qtransformer.config import WITHOUT_VALUES, RunError, TrainConfig
 from qtransformer.console import progress
 from qtransformer.deploy.controller import WordEncoder
 from qtransformer.files import write_durably
@@ -168,7 +168,11 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         discount=config.return_discount,
         seed=config.seed,
         options=LoadingOptions(
-            config.data.balance, memory_limit=config.data.memory_limit_bytes, encode_text=encoder.encode
+            config.data.balance,
+            memory_limit=config.data.memory_limit_bytes,
+            window=config.model.window,
+            has_last_window=config.algorithm not in WITHOUT_VALUES,
+            encode_text=encoder.encode,
         ),
     )
     info = {
