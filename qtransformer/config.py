@@ -18,7 +18,7 @@ from qtransformer.batch import Balance, ReadOptions, tuples
 
 Algorithm = Literal["q_transformer", "behaviour_cloning", "implicit_q_learning", "decision_transformer"]
 Preset = Literal["default", "paper", "cql"]
-Vision = Literal["film_cnn"]
+Vision = Literal["film_cnn", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"]
 OnBadBatch = Literal["stop", "skip"]
 
 # These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
@@ -93,7 +93,10 @@ class ModelConfig:
     num_atoms: int = 1
     """1: Q is a sigmoid, learned by squared error (eq. 2). More: the mean of so many atoms, by HL-Gauss; often 51."""
     vision: Vision = "film_cnn"
-    """Network of each camera, which the instruction directs: a small one for images of 64 to 128 pixels."""
+    """Network of each camera, which the instruction directs: a small one for images of 64 to 128 pixels, or an
+    EfficientNet, for larger ones and with a GPU."""
+    vision_weights: str | None = None
+    """File with weights of an EfficientNet to begin with: a state dict of torchvision or timm, .safetensors or .pth."""
     image_tokens: int = 8
     """Observation tokens an image (TokenLearner)."""
 
@@ -106,6 +109,8 @@ class ModelConfig:
             self.num_atoms == 1 or self.num_atoms >= _LEAST_ATOMS,
             f"be 1 or at least {_LEAST_ATOMS}",
         )
+        is_sound = self.vision_weights is None or self.vision != "film_cnn"
+        _require("vision_weights", self.vision_weights, is_sound, "be left out with --vision film_cnn")
         _require("num_heads", self.num_heads, self.width % self.num_heads == 0, f"divide width ({self.width})")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from qtransformer.config import ModelConfig
+from qtransformer.config import ModelConfig, RunError
 from qtransformer.encoders.cameras import CameraEncoder
+from qtransformer.encoders.efficientnet import EfficientNet
 
 MOMENTS = {"mean": [100.0, 50.0, 0.0], "std": [50.0, 25.0, 0.0]}
 CONFIG = ModelConfig(width=8, num_heads=2, image_tokens=3)
@@ -46,3 +49,15 @@ def test_each_picture_is_read_alone_with_its_own_words(camera):
     together = camera(images, words)
     torch.testing.assert_close(together[1, 2], camera(images[1, 2:], words[1, 2:])[0])
     assert not torch.allclose(together[1, 2], camera(images[1, 2:], words[0, :1])[0])
+
+
+def test_another_network_by_name():
+    config = ModelConfig(width=8, num_heads=2, image_tokens=3, vision="efficientnet_b0")
+    camera = CameraEncoder((40, 64, 3), MOMENTS, 4, config)
+    assert isinstance(camera.network, EfficientNet)
+    assert camera(torch.zeros(1, 2, 40, 64, 3, dtype=torch.uint8), torch.zeros(1, 2, 4)).shape == (1, 2, 3, 8)
+    assert camera.mean.tolist() == MOMENTS["mean"]
+    with_weights = CameraEncoder((40, 64, 3), MOMENTS, 4, replace(config, vision_weights="b0.pth"))
+    assert with_weights.mean.tolist() == pytest.approx([123.675, 116.28, 103.53])  # ImageNet's
+    with pytest.raises(RunError, match=r"efficientnet_b0: takes images of 3 colours, got 1; use --vision film_cnn"):
+        CameraEncoder((40, 64, 1), MOMENTS, 4, config)

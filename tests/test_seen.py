@@ -11,12 +11,13 @@ from vision_fixtures import CAMERA, SIZE, STATE, TOLD
 from qtransformer.cli import main
 from qtransformer.config import RunError
 from qtransformer.deploy.controller import Controller
+from qtransformer.deploy.verify import verify_bundle
 from qtransformer.loading import load_run, open_policy
 
-COLLECT = ["--env-id", "test/Sight-v0", "--imports", "vision_fixtures", "--num-workers", "1", "--episodes", "150"]
+COLLECT = ["--env-id", "test/Sight-v0", "--imports", "vision_fixtures", "--num-workers", "1", "--episodes", "100"]
 NOISE = ["--noise-std", "0.3", "--random-action-probability", "0.3"]
-TRAIN = ["--steps", "150", "--batch-size", "32", "--num-bins", "9", "--width", "32", "--num-layers", "1"]
-TRAIN += ["--image-tokens", "2", "--learning-rate", "3e-3", "--log-every", "50", "--checkpoint-every", "150"]
+TRAIN = ["--steps", "100", "--batch-size", "32", "--num-bins", "9", "--width", "32", "--num-layers", "1"]
+TRAIN += ["--image-tokens", "2", "--learning-rate", "3e-3", "--log-every", "50", "--checkpoint-every", "100"]
 PLAY = ["--episodes", "40", "--seed", "7000", "--import", "vision_fixtures", "--json"]
 FRAME = {CAMERA: np.zeros((SIZE, SIZE, 3), np.uint8), STATE: np.zeros(1, np.float32), TOLD: "go left"}
 
@@ -63,11 +64,16 @@ def test_explaining_a_run_reads_images(run, tmp_path):
     assert page.exists()
 
 
+@pytest.fixture(scope="module")
+def bundle(run):
+    folder = run.parent / "bundle"
+    assert main(["export", str(run), "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.export
-def test_a_bundle_sees(run, tmp_path, capsys):
-    bundle = tmp_path / "bundle"
-    assert main(["export", str(run), "--out", str(bundle)]) == 0
-    assert main(["verify", str(bundle)]) == 0
+def test_a_bundle_sees(run, bundle, capsys):
+    assert verify_bundle(bundle)["passed"]
     assert outcomes(capsys, bundle) == outcomes(capsys, run)
     card = json.loads((bundle / "policy.json").read_text())
     (camera,) = (each for each in card["observations"] if each["name"] == CAMERA)
@@ -83,9 +89,7 @@ def test_a_bundle_sees(run, tmp_path, capsys):
 
 
 @pytest.mark.export
-def test_a_controller_checks_images_and_does_not_copy_them(run, tmp_path, monkeypatch):
-    bundle = tmp_path / "bundle"
-    assert main(["export", str(run), "--out", str(bundle)]) == 0
+def test_a_controller_checks_images_and_does_not_copy_them(bundle, monkeypatch):
     controller = Controller(bundle)
     controller.reset("go right")
     picture = np.random.default_rng(0).integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8)
@@ -97,7 +101,7 @@ def test_a_controller_checks_images_and_does_not_copy_them(run, tmp_path, monkey
     assert given[0][CAMERA] is picture
     controller.reset("go right")
     backwards = picture[..., ::-1].copy()[..., ::-1]  # the same numbers, laid out otherwise
-    assert np.array_equal(controller.step({**frame, CAMERA: backwards}), action)
+    np.testing.assert_array_equal(controller.step({**frame, CAMERA: backwards}), action)  # pyright: ignore
     for wrong, reason in (
         (picture.astype(np.float32) / 255, "dtype"),
         (picture[:-1], "shape"),

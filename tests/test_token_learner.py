@@ -36,9 +36,9 @@ def test_a_sharp_map_finds_a_place():
     """The first map looks for the first feature, the second for its absence."""
     learner = make_learner()
     with torch.no_grad():
-        learner.get_parameter("maps.0.weight").copy_(torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]]))
+        learner.get_parameter("maps.0.weight").copy_(torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0]] * 2))
         learner.get_parameter("maps.0.bias").zero_()
-        learner.get_parameter("maps.2.weight").copy_(1000 * torch.eye(2))
+        learner.get_parameter("maps.2.weight").copy_(1000 * torch.eye(4)[:2])
     x = torch.zeros(1, 2, 2, 3)
     x[:, 1] = 1.0  # the norm makes (-1, 1) of it everywhere ...
     x[0, :, 1, 2] = torch.tensor([1.0, 0.0])  # ... but here, the last row and column

@@ -9,15 +9,18 @@ Words ask every camera's network what to look for. It must not know time.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from qtransformer.batch import ObservationSpec
-from qtransformer.config import ModelConfig
+from qtransformer.config import ModelConfig, Vision
 from qtransformer.encoders.cameras import CameraEncoder
+from qtransformer.encoders.efficientnet import EfficientNet
 from qtransformer.encoders.state import StateEncoder, Statistics
+from qtransformer.encoders.vision_weights import load_vision_weights
 
 
 class ObservationEncoder(nn.Module):
@@ -44,6 +47,16 @@ class ObservationEncoder(nn.Module):
         cameras = zip(self.image_keys, self.cameras, strict=True)
         seen = [encode(observations[key], self._words(observations)) for key, encode in cameras]
         return torch.cat([*seen, *([self.state(observations)] if self.state else [])], dim=2)
+
+    def load_vision_weights(self, vision: Vision, path: Path) -> None:
+        """Begins every camera's network with the weights in a file.
+
+        Raises:
+            RunError: it cannot be read, or is of another network.
+        """
+        for network in (each.network for each in self.cameras if isinstance(each, CameraEncoder)):
+            assert isinstance(network, EfficientNet)  # by ModelConfig
+            load_vision_weights(network, vision, path)
 
     def _words(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time words"]:
         """Returns what the cameras' networks are asked: the instruction, standardised; nothing where there is none."""

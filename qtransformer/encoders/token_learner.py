@@ -24,8 +24,8 @@ class TokenLearner(nn.Module):
         places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
         self.register_buffer("places", places, persistent=False)
         self.norm = nn.LayerNorm(num_channels)
-        hidden = nn.Linear(num_channels + 2, num_channels)
-        self.maps = nn.Sequential(hidden, nn.GELU(), nn.Linear(num_channels, num_tokens))
+        hidden = nn.Linear(num_channels + 2, width)
+        self.maps = nn.Sequential(hidden, nn.GELU(), nn.Linear(width, num_tokens))
         self.project = nn.Linear(num_channels + 2, width)
 
     def forward(self, x: Float[Tensor, "batch channels rows columns"]) -> Float[Tensor, "batch tokens width"]:
