@@ -7,11 +7,12 @@ again. It must not know networks or losses.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-_UPDATES = 2**32
+_APART = 2**128  # of the counter: the draws that a batch begins with have the same key (`sampling`)
 
 
 class Augmentation:
@@ -25,13 +26,14 @@ class Augmentation:
         self, images: dict[str, UInt8[Tensor, "batch frames height width colours"]], update: int
     ) -> dict[str, Tensor]:
         """Returns the images of each camera as update number `update` shall see them, in the same range."""
-        generator = torch.Generator().manual_seed(self._seed % _UPDATES * _UPDATES + update)
+        philox = np.random.Philox(key=np.array([self._seed, update], np.uint64), counter=_APART)
+        generator = np.random.Generator(philox)
         return {key: self._changed(images[key], generator) for key in sorted(images)}
 
-    def _changed(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def _changed(self, images: Tensor, generator: np.random.Generator) -> Tensor:
         sizes = images.shape[2:4]
         most = torch.tensor([int(self.shift * size) for size in sizes])
-        draws = torch.rand(len(images), 5, generator=generator)
+        draws = torch.from_numpy(generator.random((len(images), 5), np.float32))
         if most.any():
             offsets = (draws[:, :2] * (2 * most + 1)).long() - most
             images = shifted(images, offsets)

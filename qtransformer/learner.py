@@ -65,7 +65,7 @@ class Learner(ABC):
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        policy.model.is_bfloat16 = self.config.precision == "bfloat16"
+        policy.model.is_bfloat16 = policy.model.encoder.is_bfloat16 = self.config.precision == "bfloat16"
         self._loss = torch.compile(self.loss) if self.config.compile else self.loss
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99), fused=True)
 

@@ -65,3 +65,15 @@ def test_a_frame_is_encoded_without_those_around_it():
     observations = observe(encoder)
     alone = encoder({key: value[1:, 2:] for key, value in observations.items()})
     torch.testing.assert_close(encoder(observations)[1, 2], alone[0, 0])
+
+
+def test_cameras_alone_are_rounded_in_bfloat16():
+    encoder = make_encoder(FRONT, STATE)
+    observations = observe(encoder)
+    exact = encoder(observations)
+    encoder.is_bfloat16 = True
+    rounded = encoder(observations)
+    assert rounded.dtype == torch.float32
+    assert torch.equal(rounded[:, :, -1], exact[:, :, -1])  # numbers keep their digits
+    assert not torch.equal(rounded[:, :, :-1], exact[:, :, :-1])
+    torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.05)

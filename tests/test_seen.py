@@ -10,9 +10,11 @@ from vision_fixtures import CAMERA, SIZE, STATE, TOLD
 
 from qtransformer.cli import main
 from qtransformer.config import RunError
-from qtransformer.deploy.controller import Controller
+from qtransformer.deploy.controller import Controller, ControllerError
 from qtransformer.deploy.verify import verify_bundle
 from qtransformer.loading import load_run, open_policy
+from qtransformer.serve.protocol import pack, unpack
+from qtransformer.serve.session import Session
 
 COLLECT = ["--env-id", "test/Sight-v0", "--imports", "vision_fixtures", "--num-workers", "1", "--episodes", "100"]
 NOISE = ["--noise-std", "0.3", "--random-action-probability", "0.3"]
@@ -113,3 +115,14 @@ def test_a_controller_checks_images_and_does_not_copy_them(bundle, monkeypatch):
         assert controller.counters[reason] == before + 1
         controller.reset("go right")
     assert CAMERA not in controller.log[0].observation
+
+
+@pytest.mark.export
+def test_a_server_takes_images_by_key_or_nested(bundle):
+    session = Session(Controller(bundle, raises=True))
+    nested = {**FRAME, "image": {"front": FRAME[CAMERA]}, "reset": True}
+    del nested[CAMERA]
+    first, second = (unpack(session.answer(pack(each)))["actions"] for each in (FRAME, nested))
+    np.testing.assert_array_equal(first, second)
+    with pytest.raises(ControllerError, match="observation 'image/front': dtype float32 must be uint8"):
+        session.answer(pack({**FRAME, CAMERA: FRAME[CAMERA].astype(np.float32)}))

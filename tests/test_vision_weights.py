@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from learner_fixtures import make_config
 from safetensors.torch import save_file
+from task_fixtures import write_tasks
 
 from qtransformer.config import RunError
 from qtransformer.encoders.efficientnet import EfficientNet
 from qtransformer.encoders.vision_weights import load_vision_weights
+from qtransformer.learner import QTransformerLearner
+from qtransformer.training import build, load_dataset, train
 
 B0 = "efficientnet_b0"
 # Ours, torchvision's and timm's, written down from their state dicts.
@@ -37,9 +43,14 @@ def make_network(seed):
     return EfficientNet(B0, 2, has_statistics=True)
 
 
+@functools.cache
+def source_weights():
+    return make_network(1).state_dict()
+
+
 def translated(place):
     """The state dict of a network under their names: block by block, in the order in which both list their modules."""
-    tensors, found = make_network(1).state_dict(), {}
+    tensors, found = source_weights(), {}
     ends = ("features.0.0", "features.0.1", "features.8.0", "features.8.1")
     ends = ends if place == 1 else ("conv_stem", "bn1", "conv_head", "bn2")
     rules: dict[str, str] = dict(zip(("stem.convolve", "stem.norm", "head.convolve", "head.norm"), ends, strict=True))
@@ -75,21 +86,20 @@ def _block_name(place, stage, index, part, module):
 def test_the_names_are_theirs(place):
     names = translated(place)
     assert {each[place] for each in NAMES} <= set(names)
-    source = make_network(1).state_dict()
+    source = source_weights()
     assert all(torch.equal(names[each[place]], source[each[0]]) for each in NAMES)
 
 
-@pytest.mark.parametrize("place", [1, 2], ids=["torchvision", "timm"])
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(("place", "suffix"), [(1, ".pth"), (2, ".safetensors")], ids=["torchvision", "timm"])
 def test_weights_are_found_by_name(tmp_path, place, suffix):
     path = tmp_path / f"weights{suffix}"
     tensors = translated(place)
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    network, source = make_network(0), make_network(1)
+    network, source = make_network(0), source_weights()
     films = {name: value.clone() for name, value in network.state_dict().items() if name.startswith("films")}
     load_vision_weights(network, B0, path)
     for name, value in network.state_dict().items():
-        assert torch.equal(value, films.get(name, source.state_dict()[name])), name
+        assert torch.equal(value, films.get(name, source[name])), name
 
 
 def test_weights_of_another_network_are_refused_in_one_line(tmp_path):
@@ -117,3 +127,28 @@ def test_a_file_that_is_none(tmp_path, content):
             torch.save(content, path)
         with pytest.raises(RunError, match=r"--vision-weights .*: cannot be read \(.*\); give a file of safetensors"):
             load_vision_weights(make_network(0), B0, path)
+
+
+def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path):
+    path, source = tmp_path / "weights.pth", source_weights()
+    torch.save(translated(2), path)
+    model = {"vision": B0, "vision_weights": str(path), "image_tokens": 2, "window": 1}
+    log, keys = write_tasks(tmp_path / "log"), ("arm", "camera", "told")
+    config = make_config(
+        dataset=log, out=tmp_path / "run", observations=keys, steps=1, batch_size=2, device="cpu", **model
+    )
+    dataset, _ = load_dataset(config)
+    learner, *_ = build(config, dataset)
+    assert isinstance(learner, QTransformerLearner)
+    for policy in (learner.policy, learner.target):
+        weights = policy.model.encoder.cameras[0].state_dict()
+        assert all(
+            torch.equal(weights[f"network.{name}"], value)
+            for name, value in source.items()
+            if not name.startswith("films")
+        )
+    train(config)
+    path.unlink()
+    build(replace(config, resume=True), dataset)
+    with pytest.raises(RunError, match="cannot be read"):
+        build(config, dataset)

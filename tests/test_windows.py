@@ -75,6 +75,7 @@ def test_shapes_and_types_of_the_contract(tmp_path):
         "monte_carlo_returns": ((6, 3), "float32"),
         "is_success": ((6,), "bool"),
         "is_valid": ((6, 3), "bool"),
+        "frames": ((6, 4), "int64"),
     }
     assert (batch.observations["state"].shape, batch.observations["state"].dtype) == ((6, 4, 2), np.float32)
 

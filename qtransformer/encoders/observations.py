@@ -9,6 +9,7 @@ Words ask every camera's network what to look for. It must not know time.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -40,12 +41,14 @@ class ObservationEncoder(nn.Module):
         self.cameras = nn.ModuleList(
             CameraEncoder(spec.shape, dict(statistics[spec.name]), num_words, config) for spec in images
         )
+        self.is_bfloat16 = False  # of the cameras' products: set by who trains, never where the policy acts
         self.num_tokens = len(images) * config.image_tokens + bool(others)
 
     def forward(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time slots width"]:
         """Returns the observation tokens of each step."""
-        cameras = zip(self.image_keys, self.cameras, strict=True)
-        seen = [encode(observations[key], self._words(observations)) for key, encode in cameras]
+        cameras, device = zip(self.image_keys, self.cameras, strict=True), next(iter(observations.values())).device
+        with torch.autocast(device.type, torch.bfloat16) if self.is_bfloat16 else nullcontext():
+            seen = [encode(observations[key], self._words(observations)).float() for key, encode in cameras]
         return torch.cat([*seen, *([self.state(observations)] if self.state else [])], dim=2)
 
     def load_vision_weights(self, vision: Vision, path: Path) -> None:

@@ -66,9 +66,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
             raise ValueError("it is no dictionary of tensors")
     except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise RunError(
-            f"--vision-weights {path}: cannot be read ({str(error).splitlines()[0]}); give a file of safetensors, or "
-            "a state dict of torch.save"
+            f"--vision-weights {path}: cannot be read ({reason}); give a file of safetensors, or a state dict "
+            "of torch.save"
         ) from error
     return found
 
