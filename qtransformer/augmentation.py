@@ -23,20 +23,24 @@ class Augmentation:
         self.shift, self.colour_jitter, self._seed = shift, colour_jitter, seed
 
     def __call__(
-        self, images: dict[str, UInt8[Tensor, "batch frames height width colours"]], update: int
+        self, images: dict[str, UInt8[Tensor, "batch frames height width colours"]], update: int, first: int = 0
     ) -> dict[str, Tensor]:
-        """Returns the images of each camera as update number `update` shall see them, in the same range."""
-        philox = np.random.Philox(key=np.array([self._seed, update], np.uint64), counter=_APART)
-        generator = np.random.Generator(philox)
-        return {key: self._changed(images[key], generator) for key in sorted(images)}
+        """Returns the images of each camera as update number `update` shall see them, in the same range.
 
-    def _changed(self, images: Tensor, generator: np.random.Generator) -> Tensor:
-        sizes = images.shape[2:4]
-        most = torch.tensor([int(self.shift * size) for size in sizes])
-        draws = torch.from_numpy(generator.random((len(images), 5), np.float32))
+        Args:
+            images: of some segments of a batch, by camera.
+            update: counted from 0.
+            first: place of the first segment in the batch, so that ranks that share one draw what a single one would.
+        """
+        return {key: self._changed(images[key], update, first, place) for place, key in enumerate(sorted(images))}
+
+    def _changed(self, images: Tensor, update: int, first: int, place: int) -> Tensor:
+        key, end = np.array([self._seed, update], np.uint64), first + len(images)
+        generator = np.random.Generator(np.random.Philox(key=key, counter=_APART * (1 + place)))
+        draws = torch.from_numpy(generator.random((end, 5), np.float32)[first:])
+        most = torch.tensor([int(self.shift * size) for size in images.shape[2:4]])
         if most.any():
-            offsets = (draws[:, :2] * (2 * most + 1)).long() - most
-            images = shifted(images, offsets)
+            images = shifted(images, (draws[:, :2] * (2 * most + 1)).long() - most)
         if self.colour_jitter:
             factors = 1 + self.colour_jitter * (2 * draws[:, 2:] - 1)
             images = coloured(images, factors.to(images.device))

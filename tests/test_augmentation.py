@@ -51,6 +51,13 @@ def test_the_changes_are_a_function_of_seed_and_update():
     assert not torch.equal(Augmentation(0.1, 0.2, seed=2)(images, update=7)["a"], changed)
 
 
+def test_ranks_that_share_a_batch_change_it_as_one_would():
+    images, augment = {"a": pictures(), "b": pictures()}, Augmentation(0.1, 0.2, seed=1)
+    whole = augment(images, update=7)
+    share = augment({key: value[1:] for key, value in images.items()}, update=7, first=1)
+    assert all(torch.equal(share[key], whole[key][1:]) for key in images)
+
+
 def test_shifts_reach_as_far_as_they_may_and_no_further():
     """A tenth of 20 lines and 40 columns: up to 2 and 4 pixels. A single bright pixel tells where it went."""
     dots = torch.zeros(300, 1, 20, 40, 1, dtype=torch.uint8)
