@@ -126,7 +126,7 @@ class CheckpointPolicy:
         """Acts by `policy`; observations that are text need `encode_text`."""
         self._policy, self._encode_text = policy.eval(), encode_text
         self._window = policy.model.window
-        self._history: dict[int, list[Mapping[str, np.ndarray]]] = {}
+        self._history: dict[int, list[Tensor]] = {}  # what the encoder made of each frame, (slots, width)
         self._q_values: dict[int, float] = {}
 
     def reset(self, slot: int) -> None:
@@ -140,10 +140,9 @@ class CheckpointPolicy:
         Raises:
             RunError: an observation is not like those of the log, or not finite.
         """
-        for slot, observation in zip(slots, observations, strict=True):
-            self._history[slot] = [*self._history[slot], self._checked(observation)][-self._window :]
-        blocks = [slots[first : first + _ROWS] for first in range(0, len(slots), _ROWS)]
-        return np.concatenate([self._act_block(block) for block in blocks])
+        frames = [self._checked(observation) for observation in observations]
+        blocks = [slice(first, first + _ROWS) for first in range(0, len(slots), _ROWS)]
+        return np.concatenate([self._act_block(slots[block], frames[block]) for block in blocks])
 
     def q_value(self, slot: int) -> float:
         """Returns Q in (0, 1) of the last action of `slot`: that of its last token, which knows all the others."""
@@ -169,17 +168,19 @@ class CheckpointPolicy:
             raise RunError(f"images must be uint8, 0 to 255, as in the log, got {wrong}; convert them")
         return frame
 
-    def _act_block(self, slots: Sequence[int]) -> np.ndarray:
+    def _act_block(self, slots: Sequence[int], frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        """Encodes the newest frames alone, and decides on them with those before."""
+        device, encoder = self._policy.tokenizer.low.device, self._policy.model.encoder
+        rows = [*frames, *[frames[0]] * (_ROWS - len(frames))]  # filled up to a whole block
+        newest = {key: torch.from_numpy(np.stack([row[key] for row in rows])).to(device) for key in encoder.keys}
+        encoded = encoder({key: value.unsqueeze(1) for key, value in newest.items()}).squeeze(1)
+        for slot, tokens in zip(slots, encoded, strict=False):
+            self._history[slot] = [*self._history[slot], tokens][-self._window :]
         histories = [self._history[slot] for slot in slots]
-        rows = [*histories, *[histories[0]] * (_ROWS - len(histories))]  # filled up to a whole block
-        padded = [[*frames, *[frames[-1]] * (self._window - len(frames))] for frames in rows]
-        device = self._policy.tokenizer.low.device
-        observations = {
-            key: torch.from_numpy(np.stack([[frame[key] for frame in row] for row in padded])).to(device)
-            for key in self._policy.model.encoder.keys
-        }
-        num_frames = torch.tensor([len(row) for row in rows], device=device)
-        outputs = self._policy(observations, num_frames)
+        histories += [histories[0]] * (_ROWS - len(frames))
+        padded = [torch.stack([*each, *[each[-1]] * (self._window - len(each))]) for each in histories]
+        num_frames = torch.tensor([len(each) for each in histories], device=device)
+        outputs = self._policy.decide(torch.stack(padded), num_frames, *newest.values())
         if not outputs.ok.all():
             raise RunError("an observation or the network's output is not finite; look for a diverged simulation")
         self._q_values.update(zip(slots, outputs.q_max[: len(slots), -1].tolist(), strict=True))
