@@ -28,7 +28,7 @@ from qtransformer.config import RunError
 from qtransformer.files import fsync
 from qtransformer.provenance import git_revision, versions
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 _SUMS = "SHA256SUMS"
 _KEPT = 2
 

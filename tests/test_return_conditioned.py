@@ -46,3 +46,15 @@ def test_an_observation_must_not_be_called_return_to_go():
     message = r"keys \['return_to_go', 'state'\] must not hold 'return_to_go', which the algorithm adds; rename it"
     with pytest.raises(RunError, match=message):
         ReturnConditionedEncoder(specs, statistics, ModelConfig(width=8))
+
+
+def test_images_are_told_the_return_too():
+    camera = ObservationSpec("camera", (16, 16, 3), "uint8", "image")
+    moments = {"state": STATISTICS, "camera": {"mean": [128.0] * 3, "std": [64.0] * 3}}
+    encoder = ReturnConditionedEncoder((SPEC, camera), moments, ModelConfig(width=8, image_tokens=2))
+    seen = {"state": torch.randn(1, 2, 2), "camera": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8)}
+    none, some = (
+        encoder({**seen, "return_to_go": torch.zeros(1, 2)}),
+        encoder({**seen, "return_to_go": torch.ones(1, 2)}),
+    )
+    torch.testing.assert_close(some - none, encoder.embed_return.weight[:, 0].expand(1, 2, 3, 8))
