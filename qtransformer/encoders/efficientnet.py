@@ -34,10 +34,10 @@ _MOST_GROUPS = 8
 
 
 class BlockShape(NamedTuple):
-    """One MBConv block, and where it stands: block `index` of stage `stage`, both from 0."""
+    """One MBConv block, and where it stands: block `place` of stage `stage`, both from 0."""
 
     stage: int
-    index: int
+    place: int
     expansion: int
     kernel: int
     stride: int
@@ -50,9 +50,9 @@ def block_shapes(vision: Vision) -> Iterator[BlockShape]:
     width, depth = SCALES[vision]
     inputs = scaled(_STEM, width)
     for stage, (expansion, kernel, stride, channels, num_blocks) in enumerate(_STAGES):
-        for index in range(math.ceil(depth * num_blocks)):
+        for place in range(math.ceil(depth * num_blocks)):
             outputs = scaled(channels, width)
-            yield BlockShape(stage, index, expansion, kernel, 1 if index else stride, inputs, outputs)
+            yield BlockShape(stage, place, expansion, kernel, 1 if place else stride, inputs, outputs)
             inputs = outputs
 
 

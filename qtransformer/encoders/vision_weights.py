@@ -13,12 +13,10 @@ It must not know what a camera is.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -65,7 +63,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
             raise ValueError("it is no dictionary of tensors")
-    except (OSError, ValueError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a stranger's file: its readers raise every kind
         reason = (str(error) or repr(error)).splitlines()[0]
         raise RunError(
             f"--vision-weights {path}: cannot be read ({reason}); give a file of safetensors, or a state dict "
@@ -98,9 +96,9 @@ def _names(vision: Vision, is_torchvision: bool) -> Iterator[tuple[str, str]]:
 
 def _torchvision_block(shape: BlockShape) -> Iterator[str]:
     squeeze = 2 if shape.expansion > 1 else 1
-    for place in range(squeeze + 2):
-        for each in ("fc1", "fc2") if place == squeeze else ("0", "1"):
-            yield f"features.{shape.stage + 1}.{shape.index}.block.{place}.{each}"
+    for part in range(squeeze + 2):
+        for each in ("fc1", "fc2") if part == squeeze else ("0", "1"):
+            yield f"features.{shape.stage + 1}.{shape.place}.block.{part}.{each}"
 
 
 def _timm_block(shape: BlockShape) -> list[str]:
@@ -109,7 +107,7 @@ def _timm_block(shape: BlockShape) -> list[str]:
         names = ["conv_pw", "bn1", "conv_dw", "bn2", *squeeze, "conv_pwl", "bn3"]
     else:
         names = ["conv_dw", "bn1", *squeeze, "conv_pw", "bn2"]
-    return [f"blocks.{shape.stage}.{shape.index}.{name}" for name in names]
+    return [f"blocks.{shape.stage}.{shape.place}.{name}" for name in names]
 
 
 def _listed(names: list[str]) -> str:
