@@ -19,7 +19,7 @@ from qtransformer import backup, losses, ranks
 from qtransformer.batch import Batch
 from qtransformer.config import Algorithm, TrainConfig
 from qtransformer.encoders.return_conditioned import RETURN_TO_GO, ReturnConditionedEncoder
-from qtransformer.learner import Figures, Goals, Learner, counted, frames_of, masked_mean
+from qtransformer.learner import Figures, Goals, Learner, counted, first_frames, looked_at, masked_mean
 from qtransformer.model import TokenOutputs
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
@@ -46,7 +46,7 @@ class BehaviourCloning(Learner):
 
     def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
         """Returns what the policy is shown of the first `number` steps."""
-        return frames_of(batch, 0, number)
+        return first_frames(batch, number)
 
 
 class DecisionTransformer(BehaviourCloning):
@@ -61,7 +61,7 @@ class DecisionTransformer(BehaviourCloning):
     def observations(self, batch: Batch, number: int) -> Mapping[str, Tensor]:
         """Returns the observations, and the return to go in [0, 1]."""
         returns = self.scale.to_unit(batch.monte_carlo_returns[:, :number])
-        return {**frames_of(batch, 0, number), RETURN_TO_GO: returns}
+        return {**first_frames(batch, number), RETURN_TO_GO: returns}
 
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step, and lets the policy ask for the best return to go that it has seen."""
@@ -111,8 +111,9 @@ class ImplicitQLearning(QTransformerLearner):
     def loss(self, batch: Batch, goals: Goals) -> tuple[Tensor, Figures]:
         """Returns expectile error of V (eq. 5) + squared error of Q (eq. 6) + weighted cross-entropy (eq. 7)."""
         T = self.policy.model.window
-        observations, tokens = frames_of(batch, 0, T), self.policy.tokenizer.encode(batch.actions[:, :T])
-        values, outputs = self.policy.model.state_values(observations), self.policy.model(observations, tokens)
+        tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
+        encoded = self.policy.model.encoder(first_frames(batch, T))
+        values, outputs = self.policy.model.state_values(encoded), self.policy.model(encoded, tokens)
         targets, labels, is_valid = goals.targets, self.labels(tokens), batch.is_valid[:, :T]
         num_valid, num_known = goals.num_valid, goals.num_known
         value_errors = losses.expectile(values, targets.q_logged, self.config.expectile)
@@ -138,14 +139,14 @@ class ImplicitQLearning(QTransformerLearner):
     @torch.no_grad()
     def implicit_targets(self, batch: Batch) -> ImplicitTargets:
         """Returns the target of V, from the target network, and that of Q, from the V that is being learnt."""
-        T = self.target.model.window
+        T, encoder = self.target.model.window, self.policy.model.encoder
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
-        q_values = self.target.model(frames_of(batch, 0, T), tokens).q_values[..., -1, :]
+        q_values = self.target.model(first_frames(batch, T), tokens).q_values[..., -1, :]
         is_known = batch.is_valid & (batch.terminations | batch.has_successor)
         returns = backup.environment_steps_targets(
             batch.rewards,
             batch.terminations,
-            self._next_values(batch, is_known),
+            self._next_values(batch, is_known, encoder(looked_at(batch, encoder.image_keys))),
             is_known,
             self.config.discount,
             self.config.environment_steps,
@@ -154,7 +155,7 @@ class ImplicitQLearning(QTransformerLearner):
             backup.values_at(q_values, tokens[..., -1]), self.scale.to_unit(returns), is_known[:, :T]
         )
 
-    def _state_values(self, windows: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+    def _state_values(self, windows: Float[Tensor, "batch time slots width"]) -> Float[Tensor, "batch time"]:
         return self.policy.model.state_values(windows)
 
 

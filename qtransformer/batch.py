@@ -107,10 +107,10 @@ class Batch:
         actions, rewards  a0 r0  a1 r1  a2 r2 ... aT-1 rT-1
 
     Where an episode ends inside a segment the rest is padding: `is_valid` is False, the last observation is repeated,
-    everything else is zero.
+    everything else is zero. Images are those of the `frames` alone, since no other is looked at.
     """
 
-    observations: Mapping[str, Any]  # each (B, T + 1, *shape)
+    observations: Mapping[str, Any]  # each (B, T + 1, *shape); images (B, F, *shape)
     actions: Any  # (B, T, A) float32, in the environment's units
     rewards: Any  # (B, T) float32
     terminations: Any  # (B, T) bool: the task ended here, no bootstrap
@@ -118,6 +118,7 @@ class Batch:
     monte_carlo_returns: Any  # (B, T) float32: discounted return from step k on, at the least where the end was cut off
     is_success: Any  # (B,) bool: the episode that the segment was cut from succeeded
     is_valid: Any  # (B, T) bool: False on padding
+    frames: Any  # (B, F) int64, increasing: which of the T + 1 observations the images show
 
     def map(self, function: Callable[[Any], Any]) -> Batch:
         """Returns a batch with `function` applied to every array (to move it to torch, a device, a type)."""

@@ -27,7 +27,7 @@ from qtransformer.console import say
 from qtransformer.files import SUMS, fsync, sha256, write_sums
 from qtransformer.provenance import git_revision, versions
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 _KEPT = 2
 
 

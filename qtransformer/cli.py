@@ -21,6 +21,7 @@ from qtransformer.deploy.controller import ControllerError
 from qtransformer.deploy_commands import Export, Run, Verify
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
+from qtransformer.pictures import choose_renderer
 from qtransformer.plan import Plan
 from qtransformer.run_commands import ReplayBatch, ReportCommand, RerunCommand
 from qtransformer.serve_command import Serve
@@ -132,6 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns 0, 2 after a user's mistake, 130 after Ctrl-C and 143 after SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
+    choose_renderer()  # before any environment that draws what is seen is made, here or in a worker
     try:
         command = tyro.cli(_commands(arguments), args=arguments, prog="qtransformer", description=_DESCRIPTION)
         _train(command) if isinstance(command, TrainConfig) else command.run()

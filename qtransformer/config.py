@@ -18,6 +18,7 @@ from qtransformer.batch import Balance, ReadOptions, tuples
 
 Algorithm = Literal["q_transformer", "behaviour_cloning", "implicit_q_learning", "decision_transformer"]
 Preset = Literal["default", "paper", "cql"]
+Vision = Literal["film_cnn", "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3"]
 OnBadBatch = Literal["stop", "skip"]
 
 # These act by the density alone. Their Q-values mean nothing, but for those of the last token that IQL learns.
@@ -91,9 +92,16 @@ class ModelConfig:
     """Attention heads; must divide width."""
     num_atoms: int = 1
     """1: Q is a sigmoid, learned by squared error (eq. 2). More: the mean of so many atoms, by HL-Gauss; often 51."""
+    vision: Vision = "film_cnn"
+    """Network of each camera, which the instruction directs: a small one for images of 64 to 128 pixels, or an
+    EfficientNet, for larger ones and with a GPU."""
+    vision_weights: str | None = None
+    """File with weights of an EfficientNet to begin with: a state dict of torchvision or timm, .safetensors or .pth."""
+    image_tokens: int = 8
+    """Observation tokens an image (TokenLearner)."""
 
     def __post_init__(self) -> None:
-        for name in ("window", "width", "num_layers", "num_action_layers", "num_heads"):
+        for name in ("window", "width", "num_layers", "num_action_layers", "num_heads", "image_tokens"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
         _require(
             "num_atoms",
@@ -101,6 +109,8 @@ class ModelConfig:
             self.num_atoms == 1 or self.num_atoms >= _LEAST_ATOMS,
             f"be 1 or at least {_LEAST_ATOMS}",
         )
+        is_sound = self.vision_weights is None or self.vision != "film_cnn"
+        _require("vision_weights", self.vision_weights, is_sound, "be left out with --vision film_cnn")
         _require("num_heads", self.num_heads, self.width % self.num_heads == 0, f"divide width ({self.width})")
 
 
@@ -145,6 +155,10 @@ class LearningConfig:
     """Of every parameter with two axes or more: matrices, embeddings, the heads' biases."""
     max_gradient_norm: float = 1.0
     """Gradients are scaled down to this norm."""
+    image_shift: float = 0.05
+    """Images are moved by up to this share of their height and width, a whole segment alike, while training."""
+    colour_jitter: float = 0.1
+    """Brightness, contrast and saturation of images are changed by up to this share, likewise; 0 leaves them alone."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's matrix products in training; weights and losses stay float32. bfloat16 pays from a width of
     some 256 on, on a GPU or a CPU that has it."""
@@ -152,7 +166,7 @@ class LearningConfig:
     """Train through torch.compile: minutes once, then faster updates. Needs a C++ compiler."""
 
     def __post_init__(self) -> None:
-        for name in ("discount", "polyak", "support_threshold"):
+        for name in ("discount", "polyak", "support_threshold", "image_shift", "colour_jitter"):
             _require(name, getattr(self, name), 0 <= getattr(self, name) <= 1, "be in [0, 1]")
         for name in (
             "conservative_weight",

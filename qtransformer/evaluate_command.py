@@ -91,14 +91,11 @@ class Evaluate:
         print_json(evaluation.to_json()) if self.json else print_summary(evaluation.summary())
 
     def _num_drawn(self) -> int:
-        """Returns how many episodes are drawn, and lets MuJoCo draw them without a screen."""
+        """Returns how many episodes are drawn."""
         if not (self.video or self.contact_sheet):
             if self.video_episodes is not None:
                 raise RunError("--video-episodes needs --video or --contact-sheet; add one, or leave it out")
             return 0
-        from qtransformer.pictures import choose_renderer
-
-        choose_renderer()
         num_drawn = self.episodes if self.video_episodes is None else self.video_episodes
         if num_drawn < 1:
             raise RunError(f"video_episodes ({num_drawn}) must be at least 1; change it")

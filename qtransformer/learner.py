@@ -12,7 +12,8 @@ It must not know files, environments or the command line.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -22,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from qtransformer import losses, ranks
+from qtransformer.augmentation import Augmentation
 from qtransformer.batch import Batch
 from qtransformer.config import TrainConfig
 from qtransformer.normalization import ReturnScale
@@ -61,6 +63,7 @@ class Learner(ABC):
         self.num_updates, self._num_steps = 0, config.steps
         self.before_step: Callable[[Figures], None] = lambda figures: None
         """Called with the figures of each update before it changes anything; what it raises ends the update there."""
+        self._augment = Augmentation(self.config.image_shift, self.config.colour_jitter, config.seed)
         self._labels = _label_tables(policy.tokenizer, self.config.label_width, action_noise)
         decayed = [each for each in policy.parameters() if each.ndim > 1]
         others = [each for each in policy.parameters() if each.ndim <= 1]
@@ -68,7 +71,7 @@ class Learner(ABC):
             {"params": decayed, "weight_decay": self.config.weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        policy.model.is_bfloat16 = self.config.precision == "bfloat16"
+        policy.model.is_bfloat16 = policy.model.encoder.is_bfloat16 = self.config.precision == "bfloat16"
         policy.model.recomputes = config.activation_checkpointing
         self._num_parts = config.gradient_accumulation_steps
         self._loss = self.compiled(self.loss)
@@ -91,7 +94,10 @@ class Learner(ABC):
         Returns the figures of the whole batch, the same on all ranks, values in the log's own unit.
         """
         device = self.policy.tokenizer.low.device
-        figures = self._backward(batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device)))
+        share = batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device))
+        images = {key: share.observations[key] for key in self.policy.model.encoder.image_keys}
+        changed = self._augment(images, self.num_updates, first=ranks.rank() * len(share.is_valid))
+        figures = self._backward(replace(share, observations={**share.observations, **changed}))
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)
         figures["gradient_norm"] = norm.detach()
         self.before_step(figures)
@@ -179,9 +185,17 @@ def _label_tables(
     return torch.cat(tables).to(tokenizer.low.device)
 
 
-def frames_of(batch: Batch, first: int, number: int) -> dict[str, Tensor]:
-    """Returns `number` observations of each segment, from `first` on."""
-    return {key: value[:, first : first + number] for key, value in batch.observations.items()}
+def first_frames(batch: Batch, number: int) -> dict[str, Tensor]:
+    """Returns the first `number` observations of each segment."""
+    return {key: value[:, :number] for key, value in batch.observations.items()}
+
+
+def looked_at(batch: Batch, image_keys: Collection[str]) -> dict[str, Tensor]:
+    """Returns the observations of the batch's `frames`; images come as these alone."""
+    segments = torch.arange(len(batch.frames), device=batch.frames.device).unsqueeze(-1)
+    return {
+        key: value if key in image_keys else value[segments, batch.frames] for key, value in batch.observations.items()
+    }
 
 
 def under(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from qtransformer.blocks import Block, KeysValues, TokenHead, causal_mask, prefix_mask
 from qtransformer.config import ModelConfig
-from qtransformer.encoders.state import StateEncoder
+from qtransformer.encoders.observations import ObservationEncoder
 from qtransformer.hl_gauss import SPREAD, hl_gauss_edges, hl_gauss_labels, hl_gauss_values
 from qtransformer.tokens import ActionTokenizer
 
@@ -54,6 +54,9 @@ class TokenOutputs(NamedTuple):
 
 
 Chooser = Callable[[TokenOutputs], Int[Tensor, " batch"]]
+Observations = Mapping[str, Tensor] | Tensor
+"""By key, each (batch, time, *shape). Or what the encoder made of them, (batch, time, slots, width): it is the dearest
+part where there are images, and a frame stands in several windows."""
 
 
 class GreedyAction(NamedTuple):
@@ -71,7 +74,7 @@ class QTransformer(nn.Module):
     decoder_mask: Tensor
 
     def __init__(
-        self, encoder: StateEncoder, tokenizer: ActionTokenizer, config: ModelConfig, has_value_head: bool = False
+        self, encoder: ObservationEncoder, tokenizer: ActionTokenizer, config: ModelConfig, has_value_head: bool = False
     ) -> None:
         super().__init__()
         W, N, K, M = config.width, tokenizer.num_action_tokens, tokenizer.num_bins, encoder.num_tokens
@@ -97,9 +100,7 @@ class QTransformer(nn.Module):
         self.register_buffer("trunk_mask", causal_mask(config.window, M), persistent=False)
         self.register_buffer("decoder_mask", prefix_mask(M, N - 1), persistent=False)
 
-    def forward(
-        self, observations: Mapping[str, Tensor], action_tokens: Int[Tensor, "batch time tokens"]
-    ) -> TokenOutputs:
+    def forward(self, observations: Observations, action_tokens: Int[Tensor, "batch time tokens"]) -> TokenOutputs:
         """Returns outputs (batch, time, tokens, bins) for the logged tokens, in one pass over the whole segment."""
         slots = torch.arange(self.num_action_tokens - 1, device=action_tokens.device)
         features = self.features(observations)
@@ -112,28 +113,26 @@ class QTransformer(nn.Module):
             x = self.norm(x).view(B, T, S, W)[:, :, self.num_observation_tokens - 1 :]
             return self._token_outputs(self.q_head(x), self.density_head(x))
 
-    def first_token_outputs(self, observations: Mapping[str, Tensor]) -> TokenOutputs:
+    def first_token_outputs(self, observations: Observations) -> TokenOutputs:
         """Returns outputs (batch, time, bins) of the first action token of each step; observation tokens alone."""
         features = self.features(observations)
         x, _ = self._start(features.flatten(0, 1))
         return self._outputs(x.view(*features.shape[:2], -1), 0)
 
-    def state_values(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+    def state_values(self, observations: Observations) -> Float[Tensor, "batch time"]:
         """Returns V(s) in (0, 1) of each step from the observation tokens alone; needs the value head."""
         assert self.value_head is not None
         features = self.features(observations)
         x, _ = self._start(features.flatten(0, 1))
         return self.value_head.slot(x, 0).sigmoid().view(features.shape[:2])
 
-    def greedy(
-        self, observations: Mapping[str, Tensor], num_frames: Int[Tensor, " batch"], choose: Chooser
-    ) -> GreedyAction:
+    def greedy(self, observations: Observations, num_frames: Int[Tensor, " batch"], choose: Chooser) -> GreedyAction:
         """Decodes an action token by token with a key/value cache; `choose` picks a bin from a token's outputs.
 
         `observations` hold `window` frames, oldest first, of which the first `num_frames` are real. The rest is padding
         that no token looks at: the newest observation is frame `num_frames - 1`.
         """
-        return self.greedy_from(self.newest(self.encoder(observations), num_frames), choose)
+        return self.greedy_from(self.newest(self._encoded(observations), num_frames), choose)
 
     def newest(
         self, tokens: Float[Tensor, "batch window slots width"], num_frames: Int[Tensor, " batch"]
@@ -158,9 +157,12 @@ class QTransformer(nn.Module):
         stacked = TokenOutputs(*(torch.stack(each, dim=1) for each in zip(*outputs, strict=True)))
         return GreedyAction(torch.stack(tokens, dim=1), stacked)
 
-    def features(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time slots width"]:
+    def features(self, observations: Observations) -> Float[Tensor, "batch time slots width"]:
         """Returns what the trunk makes of the observation tokens of each step and those before it."""
-        return self._trunk_features(self.encoder(observations))
+        return self._trunk_features(self._encoded(observations))
+
+    def _encoded(self, observations: Observations) -> Float[Tensor, "batch time slots width"]:
+        return observations if isinstance(observations, Tensor) else self.encoder(observations)
 
     def _trunk_features(
         self, tokens: Float[Tensor, "batch time slots width"]

@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from qtransformer.backup import median_bins, policy_probabilities, values_at
 from qtransformer.batch import DatasetSpec
 from qtransformer.config import ACT_BY_DENSITY, RunError, TrainConfig
+from qtransformer.encoders.observations import ObservationEncoder
 from qtransformer.encoders.return_conditioned import ReturnConditionedEncoder
-from qtransformer.encoders.state import StateEncoder, Statistics
+from qtransformer.encoders.state import Statistics
 from qtransformer.model import QTransformer, TokenOutputs
 from qtransformer.tokens import ActionTokenizer
 
@@ -103,8 +104,8 @@ def build_policy(
     """Returns an untrained policy for the observations and actions of `spec`; quantile bins need `action_centres`."""
     tokenizer = ActionTokenizer(spec.actions, config.tokens, action_centres)
     is_conditioned = config.algorithm == "decision_transformer"
-    encoder_class = ReturnConditionedEncoder if is_conditioned else StateEncoder
-    encoder = encoder_class(spec.observations, statistics, config.model.width)
+    encoder_class = ReturnConditionedEncoder if is_conditioned else ObservationEncoder
+    encoder = encoder_class(spec.observations, statistics, config.model)
     has_value_head = config.algorithm == "implicit_q_learning"
     model = QTransformer(encoder, tokenizer, config.model, has_value_head)
     if config.algorithm in ACT_BY_DENSITY:
@@ -112,9 +113,10 @@ def build_policy(
     return GreedyPolicy(model, tokenizer, config.learning.support_threshold, config.learning.support_temperature)
 
 
-def _are_finite(*arrays: Float[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
-    """Returns which rows hold neither NaN nor infinity in any of the arrays."""
-    return torch.stack([each.flatten(1).isfinite().all(dim=1) for each in arrays]).all(dim=0)
+def _are_finite(*arrays: Shaped[Tensor, "batch ..."]) -> Bool[Tensor, " batch"]:
+    """Returns which rows hold neither NaN nor infinity in any of the arrays; the bytes of images cannot."""
+    floats = [each for each in arrays if each.is_floating_point()]
+    return torch.stack([each.flatten(1).isfinite().all(dim=1) for each in floats]).all(dim=0)
 
 
 class CheckpointPolicy:
@@ -124,7 +126,7 @@ class CheckpointPolicy:
         """Acts by `policy`; observations that are text need `encode_text`."""
         self._policy, self._encode_text = policy.eval(), encode_text
         self._window = policy.model.window
-        self._history: dict[int, list[Mapping[str, np.ndarray]]] = {}
+        self._history: dict[int, list[Tensor]] = {}  # what the encoder made of each frame, (slots, width)
         self._q_values: dict[int, float] = {}
 
     def reset(self, slot: int) -> None:
@@ -138,10 +140,9 @@ class CheckpointPolicy:
         Raises:
             RunError: an observation is not like those of the log, or not finite.
         """
-        for slot, observation in zip(slots, observations, strict=True):
-            self._history[slot] = [*self._history[slot], self._checked(observation)][-self._window :]
-        blocks = [slots[first : first + _ROWS] for first in range(0, len(slots), _ROWS)]
-        return np.concatenate([self._act_block(block) for block in blocks])
+        frames = [self._checked(observation) for observation in observations]
+        blocks = [slice(first, first + _ROWS) for first in range(0, len(slots), _ROWS)]
+        return np.concatenate([self._act_block(slots[block], frames[block]) for block in blocks])
 
     def q_value(self, slot: int) -> float:
         """Returns Q in (0, 1) of the last action of `slot`: that of its last token, which knows all the others."""
@@ -162,19 +163,24 @@ class CheckpointPolicy:
                 f"observation must have the keys and shapes {expected} of the log, got {found}; "
                 "play in an environment like that of the log"
             )
+        wrong = {key: str(frame[key].dtype) for key in encoder.image_keys if frame[key].dtype != np.uint8}
+        if wrong:
+            raise RunError(f"images must be uint8, 0 to 255, as in the log, got {wrong}; convert them")
         return frame
 
-    def _act_block(self, slots: Sequence[int]) -> np.ndarray:
+    def _act_block(self, slots: Sequence[int], frames: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+        """Encodes the newest frames alone, and decides on them with those before."""
+        device, encoder = self._policy.tokenizer.low.device, self._policy.model.encoder
+        rows = [*frames, *[frames[0]] * (_ROWS - len(frames))]  # filled up to a whole block
+        newest = {key: torch.from_numpy(np.stack([row[key] for row in rows])).to(device) for key in encoder.keys}
+        encoded = encoder({key: value.unsqueeze(1) for key, value in newest.items()}).squeeze(1)
+        for slot, tokens in zip(slots, encoded, strict=False):
+            self._history[slot] = [*self._history[slot], tokens][-self._window :]
         histories = [self._history[slot] for slot in slots]
-        rows = [*histories, *[histories[0]] * (_ROWS - len(histories))]  # filled up to a whole block
-        padded = [[*frames, *[frames[-1]] * (self._window - len(frames))] for frames in rows]
-        device = self._policy.tokenizer.low.device
-        observations = {
-            key: torch.from_numpy(np.stack([[frame[key] for frame in row] for row in padded])).to(device)
-            for key in self._policy.model.encoder.keys
-        }
-        num_frames = torch.tensor([len(row) for row in rows], device=device)
-        outputs = self._policy(observations, num_frames)
+        histories += [histories[0]] * (_ROWS - len(frames))
+        padded = [torch.stack([*each, *[each[-1]] * (self._window - len(each))]) for each in histories]
+        num_frames = torch.tensor([len(each) for each in histories], device=device)
+        outputs = self._policy.decide(torch.stack(padded), num_frames, *newest.values())
         if not outputs.ok.all():
             raise RunError("an observation or the network's output is not finite; look for a diverged simulation")
         self._q_values.update(zip(slots, outputs.q_max[: len(slots), -1].tolist(), strict=True))

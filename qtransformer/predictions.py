@@ -6,7 +6,7 @@ of them near the beginning. Values come back in the log's own unit. It must not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from qtransformer.backup import environment_step_targets, values_at
 from qtransformer.batch import Batch
 from qtransformer.config import RunError
+from qtransformer.model import Observations
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
 
@@ -63,13 +64,14 @@ def predict(policy: GreedyPolicy, steps: Steps, scale: ReturnScale, discount: fl
     """
     batch, positions = steps
     rows = torch.arange(len(positions), device=positions.device)
-    observations = {key: value[:, :-1] for key, value in batch.observations.items()}
     with torch.inference_mode():
+        encoded = policy.model.encoder(batch.observations)  # each observation once
+        observations = encoded[:, :-1]
         tokens = policy.tokenizer.encode(batch.actions)
         q_values = policy.model(observations, tokens).q_values[rows, positions, -1]
         values = scale.from_unit(_state_values(policy, observations)[rows, positions])
         logged = scale.from_unit(values_at(q_values, tokens[rows, positions, -1]))
-        following = scale.from_unit(_successor_values(policy, steps))
+        following = scale.from_unit(_successor_values(policy, encoded, positions))
         acting = policy.model.greedy(observations, positions + 1, policy.choose)
         greedy = scale.from_unit(policy.values(acting.outputs)[:, -1])
         rewards, terminations = batch.rewards[rows, positions], batch.terminations[rows, positions]
@@ -89,7 +91,9 @@ def concatenate(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(**{name: np.concatenate([getattr(each, name) for each in parts]) for name in columns})
 
 
-def _successor_values(policy: GreedyPolicy, steps: Steps) -> Float[Tensor, " steps"]:
+def _successor_values(
+    policy: GreedyPolicy, encoded: Float[Tensor, "steps time slots width"], positions: Int[Tensor, " steps"]
+) -> Float[Tensor, " steps"]:
     """Returns V(s_{t+1}) in [0, 1], with the history that the policy has at t + 1.
 
     A segment holds one observation more than steps. Where the history is full it moves on by one, else it grows:
@@ -98,16 +102,14 @@ def _successor_values(policy: GreedyPolicy, steps: Steps) -> Float[Tensor, " ste
         history of step 2   [o0 o1 o2] o3      of its successor   o0 [o1 o2 o3]
     """
     window = policy.model.window
-    is_full = steps.positions == window - 1
+    is_full = positions == window - 1
     frames = torch.arange(window, device=is_full.device) + is_full.long().unsqueeze(-1)
     rows = torch.arange(len(is_full), device=is_full.device)
-    observations: Mapping[str, Tensor] = {
-        key: value[rows.unsqueeze(-1), frames] for key, value in steps.batch.observations.items()
-    }
-    return _state_values(policy, observations)[rows, torch.where(is_full, window - 1, steps.positions + 1)]
+    values = _state_values(policy, encoded[rows.unsqueeze(-1), frames])
+    return values[rows, torch.where(is_full, window - 1, positions + 1)]
 
 
-def _state_values(policy: GreedyPolicy, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
+def _state_values(policy: GreedyPolicy, observations: Observations) -> Float[Tensor, "batch time"]:
     """Returns V in [0, 1] of every frame with those before it."""
     if policy.model.value_head is not None:
         return policy.model.state_values(observations)

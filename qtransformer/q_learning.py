@@ -17,7 +17,7 @@ from qtransformer import backup, losses, ranks
 from qtransformer.batch import Batch
 from qtransformer.config import TrainConfig
 from qtransformer.hl_gauss import SPREAD, hl_gauss_edges, hl_gauss_labels
-from qtransformer.learner import Figures, Goals, Learner, counted, frames_of, masked_mean, under
+from qtransformer.learner import Figures, Goals, Learner, counted, first_frames, looked_at, masked_mean, under
 from qtransformer.model import TokenOutputs
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
@@ -84,7 +84,7 @@ class QTransformerLearner(Learner):
         """Returns squared error + alpha * regulariser + density weight * cross-entropy, averaged over real tokens."""
         T, targets = self.policy.model.window, goals.targets
         tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
-        outputs = self.policy.model(frames_of(batch, 0, T), tokens)
+        outputs = self.policy.model(first_frames(batch, T), tokens)
         labels = self.labels(tokens)
         is_valid = batch.is_valid[:, :T].unsqueeze(-1).expand_as(tokens)
         num_tokens = goals.num_valid * tokens.shape[-1]
@@ -112,8 +112,9 @@ class QTransformerLearner(Learner):
     def targets(self, batch: Batch) -> Targets:
         """Returns the target of every logged token of the first `window` steps.
 
-        All tokens of a step come from one pass of the target network, and the values of the states that their returns
-        end in from one pass over observations alone, the same window shifted by the steps of the return:
+        Each observation is encoded once. All tokens of a step come from one pass of the target network, and the values
+        of the states that their returns end in from one pass over observations alone, the same window shifted by the
+        steps of the return:
 
             observations   o0  o1  ...  oT-1  oT  oT+1      (T = window, 2 environment steps)
             this pass      └───────────────┘
@@ -121,12 +122,13 @@ class QTransformerLearner(Learner):
         """
         T = self.target.model.window
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
-        token_values = self.target.values(self.target.model(frames_of(batch, 0, T), tokens))
+        encoded = self.target.model.encoder(looked_at(batch, self.target.model.encoder.image_keys))
+        token_values = self.target.values(self.target.model(encoded[:, :T], tokens))
         is_known = batch.is_valid & (batch.terminations | batch.has_successor)
         returns = backup.environment_steps_targets(
             batch.rewards,
             batch.terminations,
-            self._next_values(batch, is_known),
+            self._next_values(batch, is_known, encoded),
             is_known,
             self.config.discount,
             self.config.environment_steps,
@@ -143,20 +145,23 @@ class QTransformerLearner(Learner):
             targets = backup.monte_carlo_bound(targets, self.scale.to_unit(batch.monte_carlo_returns[:, :T]))
         return Targets(targets, has_target, advantages=last - token_values[..., 0])
 
-    def _next_values(self, batch: Batch, is_known: Bool[Tensor, "batch steps"]) -> Float[Tensor, "batch steps"]:
+    def _next_values(
+        self, batch: Batch, is_known: Bool[Tensor, "batch steps"], encoded: Float[Tensor, "batch frames slots width"]
+    ) -> Float[Tensor, "batch steps"]:
         """Returns, in the log's unit, the value of the state after each step that a return ends in; 0 elsewhere.
 
-        One window a segment holds them all: that after `environment_steps` steps, or the last that is known.
+        One window a segment holds them all: that after `environment_steps` steps, or the last that is known. `encoded`
+        is what the encoder made of the batch's `frames`.
         """
         T, num_steps = self.target.model.window, self.config.environment_steps
         first = (is_known.sum(dim=1) + 1 - T).clamp(1, num_steps)
         rows = first.unsqueeze(-1) + torch.arange(T, device=first.device)
         segments = torch.arange(len(rows), device=first.device).unsqueeze(-1)
-        values = self._state_values({key: value[segments, rows] for key, value in batch.observations.items()})
+        values = self._state_values(encoded[segments, torch.searchsorted(batch.frames, rows)])
         return torch.zeros_like(batch.rewards).scatter(1, rows - 1, self.scale.from_unit(values))
 
-    def _state_values(self, windows: Mapping[str, Tensor]) -> Float[Tensor, "batch time"]:
-        """Returns the policy's value of each step: of its first token, or, for n-step, of its last.
+    def _state_values(self, windows: Float[Tensor, "batch time slots width"]) -> Float[Tensor, "batch time"]:
+        """Returns the policy's value of each step of encoded windows: of its first token, or, for n-step, of its last.
 
         The last token's needs the greedy action before it: every step is decoded.
         """

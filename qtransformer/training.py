@@ -23,7 +23,8 @@ import torch
 from qtransformer import ranks
 from qtransformer.baselines import LEARNERS
 from qtransformer.batch import DatasetSpec
-from qtransformer.config import RunError, TrainConfig
+from qtransformer.checkpoint import checkpoint_folders
+from qtransformer.config import WITHOUT_VALUES, RunError, TrainConfig
 from qtransformer.deploy.controller import WordEncoder
 from qtransformer.diary import Diary
 from qtransformer.guard import Guard, LogPlaces
@@ -154,6 +155,8 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
             memory_limit=config.data.memory_limit_bytes,
             rank=ranks.rank(),
             world_size=ranks.world_size(),
+            window=config.model.window,
+            has_last_window=config.algorithm not in WITHOUT_VALUES,
             encode_text=encoder.encode,
         ),
     )
@@ -174,13 +177,21 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
     }
     device = usable_device(config.device)
     _check_compiler(config, device)
-    return build_learner(info, device), sampler, info
+    is_begun = config.resume and bool(checkpoint_folders(config.out))
+    return build_learner(info, device, None if is_begun else config.model.vision_weights), sampler, info
 
 
-def build_learner(info: Mapping[str, Any], device: torch.device) -> Learner:
-    """Returns a fresh learner of the run that `info` describes."""
+def build_learner(info: Mapping[str, Any], device: torch.device, vision_weights: str | None = None) -> Learner:
+    """Returns a fresh learner of the run that `info` describes; its cameras begin with the weights in a file.
+
+    Raises:
+        RunError: the file cannot be read, or is of another network.
+    """
     config, spec = TrainConfig.from_json(info["config"]), DatasetSpec.from_json(info["spec"])
-    policy = build_policy(config, spec, info["statistics"], info["action_centres"]).to(device)
+    policy = build_policy(config, spec, info["statistics"], info["action_centres"])
+    if vision_weights is not None:
+        policy.model.encoder.load_vision_weights(config.model.vision, Path(vision_weights))
+    policy = policy.to(device)
     return LEARNERS[config.algorithm](policy, config, ReturnScale(**info["return_scale"]), info["action_noise"])
 
 

@@ -94,15 +94,15 @@ def raise_on_misfit(dataset: EpisodeDataset) -> None:
     """Makes sure that the network can take every observation.
 
     Raises:
-        RunError: one is an image, or all are text.
+        RunError: one is neither numbers, image nor text, or all are text.
     """
     kinds = {each.name: each.kind for each in dataset.spec.observations}
-    others = {name: kind for name, kind in kinds.items() if kind not in ("state", "text")}
-    if others or "state" not in kinds.values():
+    others = {name: kind for name, kind in kinds.items() if kind not in ("state", "image", "text")}
+    if others or not {"state", "image"} & set(kinds.values()):
         known = " ".join(name for name in kinds if name not in others)
         raise RunError(
-            f"{dataset.path}: observations must be numbers, and text beside them, got {others or kinds}, for which "
-            f"there is no encoder yet; choose others with --observations {known or 'KEY ...'}"
+            f"{dataset.path}: observations must be numbers or images, and text beside them, got {others or kinds}; "
+            f"choose others with --observations {known or 'KEY ...'}"
         )
 
 

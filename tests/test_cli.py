@@ -297,7 +297,7 @@ def test_a_checkpoint_of_another_version_or_damaged(run, tmp_path, capsys):
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "format_version": 1}))
     for command in (["evaluate", copy], ["export", copy, "--out", tmp_path / "bundle"]):
-        assert "checkpoint format (1) must be 5; open it with qtransformer 0.1.0" in fail(capsys, *command)
+        assert "checkpoint format (1) must be 6; open it with qtransformer 0.1.0" in fail(capsys, *command)
     path.write_text("{")
     shutil.rmtree(path.parent.with_name("step_000000002"))  # else that one is used
     assert "checkpoint.json: is damaged" in fail(capsys, "evaluate", copy)

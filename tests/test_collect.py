@@ -188,6 +188,12 @@ def test_plain_progress_lines_off_a_terminal(tmp_path, capsys):
         ({"env_id": "test/Nothing-v0"}, r"env_id \(test/Nothing-v0\) must be a registered environment .*in imports"),
         ({"env_id": SILENT_ID}, r"must have make_expert\(seed\) -> object with reset\(\) and act\(\)"),
         ({"imports": ("no_such_module",)}, r"imports \(no_such_module\) must be an importable module"),
+        ({"env_kwargs": "[1]"}, r"env_kwargs \(\[1\]\) must be a JSON object, as in '\{\"image_size\": 64\}'"),
+        ({"env_kwargs": "size=3"}, r"env_kwargs \(size=3\) must be a JSON object"),
+        (
+            {"env_kwargs": '{"colour": 1}'},
+            r"must be settings of test/Point-v0: .*'colour'.*; correct them",
+        ),
         ({"episodes": 0}, r"episodes \(0\) must be at least 1"),
         ({"num_workers": 0}, r"num_workers \(0\) must be at least 1"),
         ({"noise_std": -1.0}, r"noise_std \(-1.0\) must be at least 0"),
@@ -200,6 +206,15 @@ def test_mistakes_are_explained_and_leave_nothing_behind(tmp_path, changes, mess
     with pytest.raises(DatasetError, match=message):
         collect(make_config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_settings_of_the_environment_stay_in_the_log(tmp_path):
+    settings = '{"observations": ["state", "instruction"], "domain_randomization": 0}'
+    environment = {"env_id": "qtransformer/OpenDrawer-v0", "imports": ("qtransformer_envs",), "env_kwargs": settings}
+    dataset = collect(make_config(episodes=1, **environment), tmp_path / "run")
+    assert [each.name for each in dataset.spec.observations] == ["instruction", "state"]
+    assert dataset.spec.environment_kwargs["observations"] == ["state", "instruction"]
+    assert dataset.spec.environment_kwargs["domain_randomization"] == 0
 
 
 @pytest.mark.parametrize(

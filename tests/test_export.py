@@ -28,7 +28,7 @@ from qtransformer.deploy.controller import Controller, ControllerError, make_ses
 from qtransformer.deploy.export import ExportError, Samples, Wanted, export_bundle
 from qtransformer.deploy.golden import tied_bins
 from qtransformer.deploy.verify import verify_bundle
-from qtransformer.encoders.state import StateEncoder
+from qtransformer.encoders.observations import ObservationEncoder
 from qtransformer.model import QTransformer, TokenOutputs
 from qtransformer.policy import CheckpointPolicy, GreedyPolicy
 from qtransformer.tokens import ActionTokenizer
@@ -59,8 +59,8 @@ def tiny_policy(num_levels: int = 1, seed: int = 0) -> GreedyPolicy:
     torch.manual_seed(seed)
     statistics = {"state": {"mean": [0.1] * 4, "std": [0.5] * 4}, "goal": {"mean": [0.0] * 2, "std": [1.0, 0.0]}}
     tokenizer = ActionTokenizer(SPEC.actions, TokenConfig(num_bins=8, num_levels=num_levels))
-    encoder = StateEncoder(SPEC.observations, statistics, 32)
-    model = QTransformer(encoder, tokenizer, ModelConfig(WINDOW, width=32, num_layers=num_levels, num_heads=2))
+    config = ModelConfig(WINDOW, width=32, num_layers=num_levels, num_heads=2)
+    model = QTransformer(ObservationEncoder(SPEC.observations, statistics, config), tokenizer, config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "embedding" in name or name.endswith("head.weight"):

@@ -32,7 +32,8 @@ FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
 ORDER = ["batch", "files", "page", "config", "console", "ranks", "tokens", "token_report", "normalization", "encoders"]
-ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "q_learning", "baselines"]
+ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "augmentation"]
+ORDER += ["learner", "q_learning", "baselines"]
 ORDER += ["bad_batches", "signals", "provenance", "checkpoint", "run_folder", "guard"]
 ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
 ORDER += ["compare_report", "deploy", "serve", "loading"]
@@ -81,7 +82,7 @@ CONTROLLER_MAY_IMPORT = sys.stdlib_module_names | {"numpy", "onnxruntime"}
 
 MAX_FUNCTION_LINES = 60
 MAX_FILE_LINES = 350
-LONGER_FILES = {"qtransformer/deploy/controller.py": 630}  # one file, so that it is copied to a robot as it is
+LONGER_FILES = {"qtransformer/deploy/controller.py": 635}  # one file, so that it is copied to a robot as it is
 
 
 # --- the checking functions -------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_a_run_comes_back_as_it_was_trained(trained):
 def test_the_standardisation_of_the_log_is_part_of_the_policy(trained):
     statistics = load_run(trained).info["statistics"]["state"]
     standardizer = load_run(trained).policy.state_dict()
-    np.testing.assert_allclose(standardizer["model.encoder.standardizers.0.mean"], statistics["mean"], rtol=1e-6)
+    np.testing.assert_allclose(standardizer["model.encoder.state.standardizers.0.mean"], statistics["mean"], rtol=1e-6)
 
 
 def test_the_samples_are_logged_windows(trained):

@@ -22,11 +22,13 @@ from learner_fixtures import (
     set_values,
     to_torch,
 )
+from vision_fixtures import CAMERA, make_image_batch, make_image_learner
 
 from qtransformer.config import LearningConfig
 from qtransformer.learner import masked_mean
 from qtransformer.normalization import ReturnScale
 from qtransformer.q_learning import QTransformerLearner
+from qtransformer_datasets.windows import looked_at
 
 FIGURES = {"loss", "squared_error", "conservative", "cross_entropy", "q_logged", "q_greedy", "q_spread", "target"}
 FIGURES |= {"monte_carlo", "gradient_norm"}
@@ -277,11 +279,11 @@ def test_returns_end_in_one_window_a_segment():
     batch = to_torch(make_batch(3, num_steps=4, is_valid=is_valid, has_successor=has_successor))
     learner = make_learner(make_config(replace(PLAIN, environment_steps=2), window=3))
     enlarge(learner.target)
-    ahead = learner._next_values(batch, batch.is_valid & batch.has_successor)
+    encoded = learner.target.model.encoder(batch.observations)
+    ahead = learner._next_values(batch, batch.is_valid & batch.has_successor, encoded)
     for segment, first in ((0, 2), (1, 1), (2, 1)):
-        window = {key: each[segment : segment + 1, first : first + 3] for key, each in batch.observations.items()}
         values = torch.zeros(4)
-        values[first - 1 : first + 2] = learner._state_values(window)
+        values[first - 1 : first + 2] = learner._state_values(encoded[segment : segment + 1, first : first + 3])
         torch.testing.assert_close(ahead[segment], values)
 
 
@@ -367,3 +369,56 @@ def test_a_compiled_learner_takes_the_same_steps():
     for plain, compiled in zip(*figures, strict=True):
         for name, value in plain.items():
             torch.testing.assert_close(compiled[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def thin(batch, window):
+    """The batch as a sampler gives it that loads what is looked at."""
+    is_known = batch.is_valid & (batch.terminations | batch.has_successor)
+    frames = looked_at(is_known, window, True)
+    pictures = batch.observations[CAMERA][np.arange(len(frames))[:, None], frames]
+    return replace(batch, observations={**batch.observations, CAMERA: pictures}, frames=frames)
+
+
+@pytest.mark.parametrize(("window", "environment_steps"), [(2, 5), (3, 2), (3, 3), (2, 1), (1, 4)])
+def test_images_that_are_left_out_change_no_target(window, environment_steps):
+    num_steps = window + environment_steps - 1
+    lengths = np.random.default_rng(0).integers(1, num_steps + 1, size=(8, 1))
+    is_valid = np.arange(num_steps) < lengths
+    batch = make_image_batch(8, num_steps=num_steps, is_valid=is_valid)
+    batch = replace(batch, has_successor=is_valid & (np.arange(num_steps) < lengths - (np.arange(8) % 2)[:, None]))
+    learning = LearningConfig(environment_steps=environment_steps)
+    learner = make_image_learner(learning, window=window)
+    enlarge(learner.target)
+    for left, right in zip(*(learner.targets(to_torch(each)) for each in (batch, thin(batch, window))), strict=True):
+        torch.testing.assert_close(left, right)
+
+
+def test_each_image_is_encoded_once_by_each_network():
+    """Window 2, five environment steps: the policy judges 2 images a segment, the target network these and 2 more."""
+    learner, counts = make_image_learner(window=2), {"policy": 0, "target": 0}
+    for name, network in (("policy", learner.policy), ("target", learner.target)):
+
+        def count(module, arguments, name=name):
+            counts[name] += arguments[0].shape[:2].numel()
+
+        network.model.encoder.cameras[0].register_forward_pre_hook(count)
+    learner.update(thin(make_image_batch(5, num_steps=6), window=2))
+    assert counts == {"policy": 10, "target": 20}
+
+
+def test_images_are_changed_while_training_and_a_resumed_run_changes_them_alike():
+    batches, plain = (
+        [make_image_batch(seed=seed) for seed in range(4)],
+        LearningConfig(image_shift=0.0, colour_jitter=0.0),
+    )
+    straight, stopped, resumed = make_image_learner(), make_image_learner(), make_image_learner(seed=1)
+    for batch in batches:
+        straight.update(batch)
+    for batch in batches[:2]:
+        stopped.update(batch)
+    resumed.load_state(*(copied(each) for each in stopped.state()))
+    torch.manual_seed(5)
+    for batch in batches[2:]:
+        resumed.update(batch)
+    assert_same_bits(everything(straight), everything(resumed))
+    assert make_image_learner(plain).update(batches[0])["loss"] != make_image_learner().update(batches[0])["loss"]

@@ -104,7 +104,7 @@ def test_no_kill_loses_or_invents_an_episode(tmp_path, start):
     seconds_of_an_undisturbed_run(start, tmp_path / "warm")
     seconds = seconds_of_an_undisturbed_run(start, tmp_path / "whole")
     whole = open_dataset(tmp_path / "whole")
-    settings = CollectConfig(POINT_ID, EPISODES, imports=("dataset_fixtures",), num_workers=1, append=True)
+    settings = CollectConfig(POINT_ID, episodes=EPISODES, imports=("dataset_fixtures",), num_workers=1, append=True)
     generator, states, unmerged = np.random.default_rng(0), Counter(), tmp_path / "unmerged"
     for index in range(NUM_KILLS):
         out, is_closing = tmp_path / f"killed_{index}", bool(index % 2)

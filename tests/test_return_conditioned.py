@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qtransformer.batch import ObservationSpec
-from qtransformer.config import RunError
+from qtransformer.config import ModelConfig, RunError
 from qtransformer.encoders.return_conditioned import ReturnConditionedEncoder
 
 SPEC, STATISTICS = ObservationSpec("state", (2,), "float32"), {"mean": [0.0, 0.0], "std": [1.0, 1.0]}
@@ -15,7 +15,7 @@ SPEC, STATISTICS = ObservationSpec("state", (2,), "float32"), {"mean": [0.0, 0.0
 @pytest.fixture
 def encoder():
     torch.manual_seed(0)
-    return ReturnConditionedEncoder((SPEC,), {"state": STATISTICS}, width=8)
+    return ReturnConditionedEncoder((SPEC,), {"state": STATISTICS}, ModelConfig(width=8))
 
 
 def test_the_return_is_added_to_the_token_of_its_step(encoder):
@@ -35,7 +35,7 @@ def test_without_a_return_the_best_one_stands_in(encoder):
 
 def test_the_best_return_travels_with_the_weights(encoder):
     encoder.see(torch.tensor([0.75]))
-    other = ReturnConditionedEncoder((SPEC,), {"state": STATISTICS}, width=8)
+    other = ReturnConditionedEncoder((SPEC,), {"state": STATISTICS}, ModelConfig(width=8))
     other.load_state_dict(encoder.state_dict())
     assert other.best_return.item() == 0.75
 
@@ -45,4 +45,16 @@ def test_an_observation_must_not_be_called_return_to_go():
     statistics = {"state": STATISTICS, "return_to_go": {"mean": [0.0], "std": [1.0]}}
     message = r"keys \['return_to_go', 'state'\] must not hold 'return_to_go', which the algorithm adds; rename it"
     with pytest.raises(RunError, match=message):
-        ReturnConditionedEncoder(specs, statistics, width=8)
+        ReturnConditionedEncoder(specs, statistics, ModelConfig(width=8))
+
+
+def test_images_are_told_the_return_too():
+    camera = ObservationSpec("camera", (16, 16, 3), "uint8", "image")
+    moments = {"state": STATISTICS, "camera": {"mean": [128.0] * 3, "std": [64.0] * 3}}
+    encoder = ReturnConditionedEncoder((SPEC, camera), moments, ModelConfig(width=8, image_tokens=2))
+    seen = {"state": torch.randn(1, 2, 2), "camera": torch.zeros(1, 2, 16, 16, 3, dtype=torch.uint8)}
+    none, some = (
+        encoder({**seen, "return_to_go": torch.zeros(1, 2)}),
+        encoder({**seen, "return_to_go": torch.ones(1, 2)}),
+    )
+    torch.testing.assert_close(some - none, encoder.embed_return.weight[:, 0].expand(1, 2, 3, 8))

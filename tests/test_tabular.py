@@ -59,6 +59,7 @@ def one_step_batch(observations: np.ndarray, tokens: np.ndarray, rewards: np.nda
         monte_carlo_returns=rewards,
         is_success=rewards[:, 0] > 0,
         is_valid=np.ones(rewards.shape, bool),
+        frames=np.tile(np.arange(2), (len(rewards), 1)),
     )
 
 

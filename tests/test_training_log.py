@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from dataset_fixtures import make_episode
 from learner_fixtures import make_config, write_log
@@ -11,7 +13,7 @@ from qtransformer.checkpoint import load_checkpoint
 from qtransformer.cli import main
 from qtransformer.config import DataConfig, RunError
 from qtransformer.training import load_dataset, train
-from qtransformer.training_log import open_training_log, warn_if_log_changed
+from qtransformer.training_log import open_training_log, raise_on_misfit, warn_if_log_changed
 from qtransformer_datasets.schema import DatasetError
 
 
@@ -39,10 +41,12 @@ def test_the_settings_choose_episodes_and_keys(tasks, settings, seeds):
 
 
 def test_what_the_network_cannot_take_is_refused_with_the_flag_that_helps(tasks):
-    message = r"got \{'camera': 'image'\}.* choose others with --observations arm cup told"
+    dataset, _ = load_dataset(make_config(dataset=tasks))  # images, too, are taken
+    specs = tuple(replace(each, kind="embedding") if each.name == "cup" else each for each in dataset.spec.observations)
+    message = r"got \{'cup': 'embedding'\}; choose others with --observations arm camera told"
     with pytest.raises(RunError, match=message):
-        load_dataset(make_config(dataset=tasks))
-    with pytest.raises(RunError, match=r"must be numbers, and text beside them, got \{'told': 'text'\}"):
+        raise_on_misfit(replace(dataset, spec=replace(dataset.spec, observations=specs)))
+    with pytest.raises(RunError, match=r"must be numbers or images, and text beside them, got \{'told': 'text'\}"):
         load_dataset(make_config(dataset=tasks, observations=("told",)))
     dataset, _ = load_dataset(make_config(dataset=tasks, observations=("arm", "cup"), task="pick"))
     assert dataset.num_episodes == 3

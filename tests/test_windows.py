@@ -9,8 +9,9 @@ from dataset_fixtures import make_dataset, make_episode
 from loading_fixtures import make_frames, open_images
 
 from qtransformer_datasets.frames import Frames
+from qtransformer_datasets.image_rows import MemoryRows
 from qtransformer_datasets.schema import DatasetError
-from qtransformer_datasets.windows import LoadingOptions, SegmentSampler
+from qtransformer_datasets.windows import LoadingOptions, SegmentSampler, looked_at
 
 
 def counting_episode(first, num_steps, *, final=True, success=True):
@@ -74,6 +75,7 @@ def test_shapes_and_types_of_the_contract(tmp_path):
         "monte_carlo_returns": ((6, 3), "float32"),
         "is_success": ((6,), "bool"),
         "is_valid": ((6, 3), "bool"),
+        "frames": ((6, 4), "int64"),
     }
     assert (batch.observations["state"].shape, batch.observations["state"].dtype) == ((6, 4, 2), np.float32)
 
@@ -267,3 +269,47 @@ def test_data_that_cannot_be_cut(tmp_path):
     ):
         with pytest.raises(DatasetError, match=message):
             make_sampler(tmp_path, episodes)
+
+
+@pytest.mark.parametrize(
+    ("is_known", "window", "frames"),
+    [
+        ([1, 1, 1, 1, 1, 1], 2, [0, 1, 5, 6]),  # five environment steps
+        ([1, 1, 1, 0, 0, 0], 2, [0, 1, 2, 3]),  # cut off: the last known step is the third
+        ([1, 0, 0, 0, 0, 0], 2, [0, 1, 2, 3]),  # its window begins at 1, in the first one, whose end it shares
+        ([1, 1, 1, 1], 3, [0, 1, 2, 3, 4]),  # two environment steps: the windows overlap
+        ([1, 1, 1, 1], 4, [0, 1, 2, 3, 4]),
+        ([1, 1, 1, 1], 1, [0, 4]),
+        ([1, 1, 1, 1], None, [0, 1, 2, 3, 4]),
+    ],
+)
+def test_which_observations_are_looked_at(is_known, window, frames):
+    assert looked_at(np.array([is_known], bool), window, True).tolist() == [frames]
+    alone = frames if window is None else list(range(window))
+    assert looked_at(np.array([is_known], bool), window, False).tolist() == [alone]
+
+
+def test_only_images_that_are_looked_at_are_loaded(tmp_path, monkeypatch):
+    dataset, taken = open_images(tmp_path / "log"), []
+    take = MemoryRows.take
+
+    def counted(rows, wanted):
+        taken.append((wanted.size, rows.array.ndim))
+        return take(rows, wanted)
+
+    monkeypatch.setattr(MemoryRows, "take", counted)
+    full, thin = (
+        SegmentSampler(dataset, segment_length=5, batch_size=6, discount=0.9, seed=0, options=options)
+        for options in (LoadingOptions(storage="memory"), LoadingOptions(storage="memory", window=2))
+    )
+    taken.clear()  # a forecast of the speed read some
+    everything, batch = full.sample(), thin.sample()
+    assert sorted(taken) == [(24, 4), (36, 2), (36, 2), (36, 4)]  # 6 segments of 4 images instead of 6
+    seen = everything.observations["camera"][np.arange(6)[:, None], batch.frames]
+    np.testing.assert_array_equal(batch.observations["camera"], seen)
+    np.testing.assert_array_equal(batch.observations["state"], everything.observations["state"])
+
+
+def test_a_window_that_does_not_fit_the_segment(tmp_path):
+    with pytest.raises(ValueError, match=r"window \(4\) must be in \[1, 3\], the segment's steps; correct it"):
+        make_sampler(tmp_path, [counting_episode(0, 4)], options=LoadingOptions(window=4))

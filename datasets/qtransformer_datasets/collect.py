@@ -10,6 +10,7 @@ each draws, before that, what kind of episode it is.
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
 import signal
@@ -46,6 +47,9 @@ class CollectConfig:
 
     env_id: str = "qtransformer/PickCube-v0"
     """Gymnasium id; the environment must offer `make_expert(seed)`."""
+    env_kwargs: str = "{}"
+    """Settings of the environment, as JSON: '{"observations": ["image/front", "state"], "image_size": 64}'. The log
+    keeps them, and `evaluate` plays with them."""
     episodes: int = 300
     """Number of episodes."""
     seed: int = 0
@@ -81,6 +85,21 @@ class CollectConfig:
                 raise DatasetError(f"{name} ({getattr(self, name)}) must {rule}; change this setting")
         if self.mix is not None:
             read_shares(self.mix)
+        self.settings()
+
+    def settings(self) -> dict[str, Any]:
+        """Returns `env_kwargs` as a dict.
+
+        Raises:
+            DatasetError: it is no JSON object.
+        """
+        try:
+            settings = json.loads(self.env_kwargs)
+        except ValueError:
+            settings = None
+        if not isinstance(settings, dict):
+            raise DatasetError(f"env_kwargs ({self.env_kwargs}) must be a JSON object, as in '{{\"image_size\": 64}}'")
+        return settings
 
 
 def collect(config: CollectConfig, path: str | Path) -> EpisodeDataset:
@@ -106,7 +125,7 @@ def make_environment(config: CollectConfig) -> gymnasium.Env:
     """Returns the environment of `config`, after importing the modules that register it.
 
     Raises:
-        DatasetError: a module is missing, the id is unknown, or the environment has no `make_expert`.
+        DatasetError: a module is missing, the id or a setting is unknown, or the environment has no `make_expert`.
     """
     for module in config.imports:
         try:
@@ -116,7 +135,11 @@ def make_environment(config: CollectConfig) -> gymnasium.Env:
                 f"imports ({module}) must be an importable module ({error}); install it or correct the name"
             ) from error
     try:
-        environment = gymnasium.make(config.env_id)
+        environment = gymnasium.make(config.env_id, **config.settings())
+    except (TypeError, ValueError) as error:  # of its own constructor
+        raise DatasetError(
+            f"env_kwargs ({config.env_kwargs}) must be settings of {config.env_id}: {error}; correct them"
+        ) from error
     except gymnasium.error.Error as error:
         raise DatasetError(
             f"env_id ({config.env_id}) must be a registered environment ({error}); "

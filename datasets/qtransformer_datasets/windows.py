@@ -43,6 +43,10 @@ class LoadingOptions:
     """Which of the processes that share each batch this is."""
     world_size: int = 1
     """How many processes share each batch."""
+    window: int | None = None
+    """Images of the first `window` observations alone are loaded, and those of the last window; without, all."""
+    has_last_window: bool = True
+    """Whether the values of the states in which the segment's returns end are asked for; see `looked_at`."""
     encode_text: Callable[[str], np.ndarray] | None = None
     """Turns a text into a vector of numbers; without, texts come as numbers of `SegmentSampler.texts`."""
 
@@ -139,11 +143,18 @@ class SegmentSampler:
         observation_rows = np.minimum(rows + self._shifts[episodes][:, None], self._last_rows[episodes][:, None])
         is_valid = rows[:, :-1] < self._ends[episodes][:, None]
         steps = self._steps.take(np.where(is_valid, rows[:, :-1], self.num_steps))  # zeros stand behind the last step
+        is_known = steps["terminations"] | steps["has_successor"]
+        frames = looked_at(is_known, self._options.window, self._options.has_last_window)
+        image_rows = np.take_along_axis(observation_rows, frames, axis=1)
         return Batch(
-            observations={key: source.take(observation_rows) for key, source in self._observations.items()},
+            observations={
+                key: source.take(image_rows if key in self._images else observation_rows)
+                for key, source in self._observations.items()
+            },
             **{name: np.ascontiguousarray(steps[name]) for name in self._steps.dtype.fields or ()},
             is_success=self._successes[episodes],
             is_valid=is_valid,
+            frames=frames,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,6 +226,29 @@ class SegmentSampler:
         return np.concatenate(parts, out=rows, casting="same_kind")
 
 
+def looked_at(is_known: np.ndarray, window: int | None, has_last_window: bool) -> np.ndarray:
+    """Returns (B, F) which observations of each segment the learner looks at, increasing.
+
+    It judges the first window, by returns that end in the last one, or earlier where the episode was cut off before:
+
+        observations    o0  o1  o2  o3  o4  o5  o6      (window 2, 5 environment steps, 6 in a segment)
+        looked at       └────┘              └────┘
+        cut off at o3   └────┘  └────┘
+
+    Args:
+        is_known: (B, T) bool: what the step leads to is known.
+        window: observations that the learner sees at once; None: it looks at all.
+        has_last_window: whether it looks at the last one.
+    """
+    num_segments, num_steps = is_known.shape
+    if window is None or not has_last_window:
+        return np.tile(np.arange(num_steps + 1 if window is None else window), (num_segments, 1))
+    most = num_steps + 1 - window  # where the last window can begin
+    begins = (is_known.sum(axis=1) + 1 - window).clip(1, most)
+    last = np.maximum(begins, window)[:, None] + np.arange(min(window, most))  # what the first one does not hold
+    return np.concatenate([np.tile(np.arange(window), (num_segments, 1)), last], axis=1)
+
+
 def _kept_dtype(parts: Sequence[Rows]) -> np.dtype:
     dtype = np.result_type(*{part.dtype for part in parts})
     if dtype.kind == "U":
@@ -233,6 +267,8 @@ def _check_settings(segment_length: int, batch_size: int, discount: float, optio
     for name, value in sizes.items():
         if value < 1:
             raise ValueError(f"{name} ({value}) must be at least 1; give a positive number")
+    if options.window is not None and not 1 <= options.window <= segment_length:
+        raise ValueError(f"window ({options.window}) must be in [1, {segment_length}], the segment's steps; correct it")
     if not 0 <= discount <= 1:
         raise ValueError(f"discount ({discount}) must be in [0, 1]; a usual value is 0.98")
     if not 0 <= options.rank < options.world_size:

@@ -46,6 +46,7 @@ Timestamp = float | Mapping[str, float] | None
 _NEEDED = ("observations", "actions", "safety", "control_hz", "history_length", "inputs", "outputs", "tokenizer")
 _NUM_KEPT = 4096  # encoded instructions
 _NUM_LISTED = 10  # elements that a message spells out
+_UNRANGED = ("text", "image")  # every byte is within the range
 _LOG_SECONDS, _DEFAULT_HZ, _MESSAGE_LENGTH = 60.0, 10.0, 300
 
 
@@ -286,7 +287,7 @@ class Controller:
         self._inputs = {each["name"]: each for each in card["inputs"]}
         self._specs = {spec["name"]: spec for spec in card["observations"]}
         self._texts = [name for name, spec in self._specs.items() if spec["kind"] == "text"]
-        self._ranges = {name: _ranges(spec) for name, spec in self._specs.items() if spec["kind"] != "text"}
+        self._ranges = {name: _ranges(spec) for name, spec in self._specs.items() if spec["kind"] not in _UNRANGED}
         self._text_encoder = WordEncoder(card.get("instructions", ()))
         self._state, self._num_refused = INIT, 0
         self._stepped_at: float | None = None
@@ -603,6 +604,8 @@ def _checked_array(value: Any, spec: Mapping[str, Any]) -> np.ndarray:
         raise ControllerError(f"observation {name!r}: shape {given.shape} must be {tuple(spec['shape'])}", "shape")
     if not np.can_cast(given.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):  # integers would wrap around
         raise ControllerError(f"observation {name!r}: dtype {given.dtype} must be {dtype}, or cast safely", "dtype")
+    if spec["kind"] == "image":  # large, always finite, and not kept: no copy
+        return given.astype(dtype, copy=False)
     with np.errstate(over="ignore"):  # what overflows is not finite afterwards
         array = np.array(given, dtype)  # a copy: the caller may fill the same array again
     if not np.isfinite(array).all():

@@ -1,4 +1,4 @@
-"""State vectors and the return still to come, as one observation token: what a Decision Transformer sees.
+"""Observations and the return still to come, added to every token of its step: what a Decision Transformer sees.
 
 A log says how each episode went on; a policy is told the best return that training saw, at every step. It must not know
 rewards or discounts: returns to go arrive in [0, 1].
@@ -13,29 +13,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from qtransformer.batch import ObservationSpec
-from qtransformer.config import RunError
-from qtransformer.encoders.state import StateEncoder, Statistics
+from qtransformer.config import ModelConfig, RunError
+from qtransformer.encoders.observations import ObservationEncoder
+from qtransformer.encoders.state import Statistics
 
 RETURN_TO_GO = "return_to_go"
 
 
-class ReturnConditionedEncoder(StateEncoder):
-    """One token a step from all state keys and the return to go: (batch, time) in [0, 1], or the best one if absent."""
+class ReturnConditionedEncoder(ObservationEncoder):
+    """Takes the return to go beside the observations: (batch, time) in [0, 1], or the best one if absent."""
 
     best_return: Tensor
     """The greatest return to go that `see` was shown."""
 
-    def __init__(self, specs: tuple[ObservationSpec, ...], statistics: Statistics, width: int) -> None:
-        super().__init__(specs, statistics, width)
+    def __init__(self, specs: tuple[ObservationSpec, ...], statistics: Statistics, config: ModelConfig) -> None:
+        super().__init__(specs, statistics, config)
         if RETURN_TO_GO in self.keys:
             raise RunError(
                 f"observation keys {sorted(self.keys)} must not hold {RETURN_TO_GO!r}, which the algorithm adds; "
                 "rename it in the log"
             )
-        self.embed_return = nn.Linear(1, width)
+        self.embed_return = nn.Linear(1, config.width)
         self.register_buffer("best_return", torch.zeros(()))
 
-    def forward(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time 1 width"]:
+    def forward(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time slots width"]:
         """Returns the observation tokens of each step."""
         x = super().forward(observations)
         returns = observations.get(RETURN_TO_GO)

@@ -6,7 +6,7 @@ as the vector that the command line's encoder made of it. It must not know words
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -43,15 +43,16 @@ class StateEncoder(nn.Module):
 
     def forward(self, observations: Mapping[str, Tensor]) -> Float[Tensor, "batch time 1 width"]:
         """Returns the observation tokens of each step."""
-        B, T = observations[self.keys[0]].shape[:2]
-        found = {
-            key: standardize(observations[key].reshape(B, T, -1))
-            for key, standardize in zip(self.keys, self.standardizers, strict=True)
-        }
-        tables = [found.pop(key).view(B, T, *self.shapes[key]) for key in self.tables]
-        context = torch.cat([*found.values()] or [tables[0].new_zeros(B, T, 0)], dim=-1)
+        found = self.standardized(observations, self.keys)
+        tables = [found.pop(key).unflatten(-1, self.shapes[key]) for key in self.tables]
+        context = torch.cat([*found.values()] or [tables[0].flatten(-2)[..., :0]], dim=-1)
         read = [reader(table, context) for reader, table in zip(self.readers, tables, strict=True)]
         return self.embed(torch.cat([context, *read], dim=-1)).unsqueeze(-2)
+
+    def standardized(self, observations: Mapping[str, Tensor], keys: Sequence[str]) -> dict[str, Tensor]:
+        """Returns each of the keys as (batch, time, numbers), standardised."""
+        maps = dict(zip(self.keys, self.standardizers, strict=True))
+        return {key: maps[key](observations[key].reshape(*observations[key].shape[:2], -1)) for key in keys}
 
 
 def _shape(spec: ObservationSpec, statistics: Statistics) -> tuple[int, ...]:
