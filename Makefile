@@ -1,7 +1,7 @@
 # Everything a newcomer needs: `make setup`, `make demo`, `make test`, `make check`.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check clean rendering
+.PHONY: help setup demo test check clean rendering browser
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -10,6 +10,7 @@ WORKERS := 2
 # One thread a process: two test processes on two cores do not fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 RENDERING_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libegl-mesa0
+BROWSER_PACKAGES := chromium chromium-driver
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,7 +29,7 @@ demo: setup rendering  ## train, evaluate and export a small policy; the results
 	$(BIN)/qtransformer demo --out runs/demo
 
 # torch.export fails under the run-time shape checks, so the tests marked `export` run without them, in a second call.
-test: setup  ## run all tests, the slow ones too
+test: setup browser  ## run all tests, the slow ones too
 	$(PYTEST) -m "not export"
 	JAXTYPING_DISABLE=1 $(PYTEST) -m export
 
@@ -37,20 +38,29 @@ check: setup  ## lint, formatting, types
 	$(BIN)/ruff format --check
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-# MuJoCo draws without a screen through EGL or OSMesa. Never fails: without them there are just no pictures.
-rendering:
+# $(call provide,who needs it,what tells that it is there,packages,what there is not without): as root, by apt-get.
+# Never fails: what needs them does without, and says so.
+define provide
 	@[ "$$(uname)" = Linux ] || exit 0; \
 	PATH="$$PATH:/usr/sbin:/sbin"; \
-	if ldconfig -p 2>/dev/null | grep -qE 'libEGL\.so|libOSMesa\.so'; then exit 0; fi; \
+	if $(2); then exit 0; fi; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "rendering: no libEGL or libOSMesa found, installing $(RENDERING_PACKAGES)"; \
+		echo "$(1): installing $(3)"; \
 		export DEBIAN_FRONTEND=noninteractive; \
 		if apt-get update -qq >/dev/null 2>&1 && \
-			apt-get install -qq --yes --no-install-recommends $(RENDERING_PACKAGES) >/dev/null 2>&1; then exit 0; fi; \
-		echo "rendering: apt-get could not install them" >&2; \
+			apt-get install -qq --yes --no-install-recommends $(3) >/dev/null 2>&1; then exit 0; fi; \
+		echo "$(1): apt-get could not install them" >&2; \
 	fi; \
-	echo "rendering: no libEGL or libOSMesa, so no pictures or videos." \
-		"On Debian and Ubuntu: sudo apt-get install $(RENDERING_PACKAGES)" >&2
+	echo "$(1): $(4). On Debian and Ubuntu: sudo apt-get install $(3)" >&2
+endef
+
+# MuJoCo draws without a screen through EGL or OSMesa.
+rendering:
+	$(call provide,rendering,ldconfig -p 2>/dev/null | grep -qE 'libEGL\.so|libOSMesa\.so',$(RENDERING_PACKAGES),no pictures or videos)
+
+# The tests of pages look at them in a real browser.
+browser:
+	$(call provide,browser,command -v chromium >/dev/null && command -v chromedriver >/dev/null,$(BROWSER_PACKAGES),no page is looked at)
 
 clean:  ## remove .venv, caches and build outputs; runs/ stays
 	rm -rf .venv dist build .pytest_cache .ruff_cache .hypothesis *.egg-info

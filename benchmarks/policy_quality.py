@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -228,8 +229,8 @@ def tabulate(results: Cells, options: argparse.Namespace) -> Rows:
 
 def num_updates(run: Path) -> int:
     """Returns how many updates a run made: d3rlpy_runner.py counts them, `train` has them as a setting."""
-    counted = read_json(run / "run.json")
-    return counted["updates"] if counted else read_json(run / "config.json")["steps"]
+    settings = read_json(run / "config.json")
+    return settings["steps"] if settings else read_json(run / "run.json")["updates"]
 
 
 def summary(table: Rows) -> dict[str, Any]:
@@ -260,16 +261,21 @@ def over_rows(table: Rows) -> dict[str, float]:
 def verdict(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any] | None:
     """Returns how far ours lies above cloning of successes on one log; None where either is missing.
 
-    It is kept unless the rate of cloning of successes lies above the interval of ours.
+    The interval of the difference is made of both Wilson intervals (Newcombe 1998, Stat. Med. 17:873, method 10); the
+    promise is kept unless it lies below 0.
     """
     if OURS not in methods or SUCCESSES not in methods:
         return None
-    ours, other = methods[OURS], methods[SUCCESSES]["success_rate"]
-    return {"difference": round(ours["success_rate"] - other, 4), "kept": other <= ours["interval"][1]}
+    ours, other = methods[OURS], methods[SUCCESSES]
+    difference = ours["success_rate"] - other["success_rate"]
+    down = math.hypot(ours["success_rate"] - ours["interval"][0], other["interval"][1] - other["success_rate"])
+    up = math.hypot(ours["interval"][1] - ours["success_rate"], other["success_rate"] - other["interval"][0])
+    interval = [round(difference - down, 4), round(difference + up, 4)]
+    return {"difference": round(difference, 4), "interval": interval, "kept": interval[1] >= 0}
 
 
 def show(table: Rows, result: Mapping[str, Any]) -> None:
-    """Prints the table for people; ours holds where cloning of successes is not above its interval."""
+    """Prints the table for people; ours holds unless it is below cloning of successes by more than their interval."""
     methods = [method for method in METHODS if any(method in each for each in table.values())]
     shown = Table("log", *methods, "ours holds", title="success, % (95 % interval)", show_lines=True)
     for row, found in table.items():

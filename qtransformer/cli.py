@@ -22,7 +22,7 @@ from qtransformer.deploy_commands import Export, Run, Verify
 from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
 from qtransformer.plan import Plan
-from qtransformer.run_commands import ReplayBatch, RerunCommand
+from qtransformer.run_commands import ReplayBatch, ReportCommand, RerunCommand
 from qtransformer.serve_command import Serve
 from qtransformer.signals import Stopped
 from qtransformer_datasets.schema import DatasetError
@@ -161,6 +161,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
+        | Annotated[ReportCommand, tyro.conf.subcommand("report")]
         | Annotated[Export, tyro.conf.subcommand("export")]
         | Annotated[RerunCommand, tyro.conf.subcommand("rerun")]
         | Annotated[ReplayBatch, tyro.conf.subcommand("replay-batch")]

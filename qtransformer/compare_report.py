@@ -6,10 +6,11 @@ It must not know how figures are computed: all come from `comparison_pairs`.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -17,10 +18,9 @@ from rich.text import Text
 
 from qtransformer.comparison import ERROR_RATE, POWER
 from qtransformer.comparison_pairs import CROSSED, Comparison, Method, Pair
-from qtransformer.config import writing
+from qtransformer.config import RunError, writing
 from qtransformer.files import write_durably
 from qtransformer.page import PALETTE
-from qtransformer.report_plots import plotting
 
 _NUM_COLOURS = sum(name.startswith("series-") for name in PALETTE)
 _MAX_LABEL = 44  # characters of a label in the picture
@@ -153,3 +153,37 @@ def _draw(axes: Any, rows: Sequence[_Row], limits: tuple[float, float], title: s
     margin = 0.02 * (limits[1] - limits[0])
     axes.set(xlim=(limits[0] - margin, limits[1] + margin), ylim=(len(rows) - 0.5, -0.8), yticks=[])
     axes.set_title(title, loc="left", fontsize=11, color=PALETTE["ink"][0])
+
+
+@contextmanager
+def plotting() -> Iterator[None]:
+    """Sets the picture's style for what is drawn inside.
+
+    Raises:
+        RunError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+    except ImportError as error:
+        raise RunError(f"a picture needs {error.name}; install it with pip install 'qtransformer[plot]'") from error
+    with rc_context(cast(Any, _style())):
+        yield
+
+
+def _style() -> dict[str, Any]:
+    """Returns what differs from matplotlib's defaults. Labels of users may hold dollar signs: no math."""
+    sizes = {f"{axis}tick.major.size": 0.0 for axis in "xy"}
+    hidden = {f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")}
+    return {
+        **sizes,
+        **hidden,
+        "text.parse_math": False,
+        "font.family": "sans-serif",
+        "font.size": 11.0,
+        "text.color": PALETTE["ink"][0],
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": PALETTE["rule"][0],
+        "xtick.color": PALETTE["muted"][0],
+    }

@@ -121,11 +121,18 @@ def gather(methods: Mapping[str, Sequence[Path]], play: Play) -> Gathered:
     for path, policy in policies.items():
         warn_if_log_changed(policy.origin)
         played[path] = _play(policy, play)
+    return in_one_table(methods, played)
+
+
+def in_one_table(methods: Mapping[str, Sequence[Path]], played: Mapping[Path, Outcomes]) -> Gathered:
+    """Returns what was played for each method, side by side.
+
+    Raises:
+        RunError: they met different episodes, or one crashed in each of them.
+    """
+    _require_same("environments", {path: each.environment_id for path, each in played.items()})
     _require_same("rules of success", {path: each.success_rule for path, each in played.items()})
-    return _in_one_table(methods, played)
-
-
-def _in_one_table(methods: Mapping[str, Sequence[Path]], played: Mapping[Path, Outcomes]) -> Gathered:
+    _require_same_seeds({path: each.seeds for path, each in played.items()})
     first, crashed = next(iter(played.values())), set().union(*(each.crashed for each in played.values()))
     seeds = tuple(sorted(first.seeds - crashed))
     if not seeds:
@@ -145,13 +152,13 @@ def read_outcomes(path: Path) -> Outcomes:
         RunError: it is something else.
     """
     try:
-        return _outcomes(json.loads(path.read_text()))
+        return outcomes_of(json.loads(path.read_text()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RunError(f"{path}: must be what `evaluate --json` prints, got something else ({reason})") from error
 
 
-def _outcomes(document: Any) -> Outcomes:
+def outcomes_of(document: Any) -> Outcomes:
     """Returns what `Evaluation.to_json` holds; files of earlier versions tell of no crashes.
 
     Raises:
@@ -174,7 +181,7 @@ def _play(opened: OpenedPolicy, play: Play) -> Outcomes:
     make = partial(make_environment, *opened.environment(play.environment_id), play.imports)
     with progress(f"compare: {opened.path}", plan.episodes) as advance:
         evaluation = evaluate(opened.policy, make, plan, on_episode=lambda _: advance())
-    return _outcomes(evaluation.to_json())
+    return outcomes_of(evaluation.to_json())
 
 
 def _require_same(what: str, values: Mapping[Path, str]) -> None:

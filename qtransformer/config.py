@@ -221,6 +221,8 @@ class FollowConfig:
     """Modules that register the environment's id."""
     tensorboard: bool = False
     """Write metrics for TensorBoard, too, into RUN/tensorboard."""
+    wandb: bool = False
+    """Write metrics for Weights & Biases, too, into RUN/wandb for `wandb sync`; WANDB_MODE=online sends them."""
 
     def __post_init__(self) -> None:
         _require("evaluate_every", self.evaluate_every, self.evaluate_every >= 0, "be at least 0")

@@ -16,7 +16,7 @@ from rich.console import Console
 from qtransformer import ranks
 from qtransformer.console import progress
 from qtransformer.files import write_durably
-from qtransformer.following import BEST, Clock, Interrupted, PeriodicEvaluation, tensorboard
+from qtransformer.following import BEST, Clock, Interrupted, PeriodicEvaluation, boards
 from qtransformer.learner import Figures
 from qtransformer.provenance import add_session
 from qtransformer.run_folder import Metrics, keeping
@@ -79,7 +79,7 @@ class Diary:
             device = str(self._state.learner.policy.tokenizer.low.device)
             add_session(config.out, step, config.steps, device, ranks.world_size())
         self._first_step, self._clock, self._feed = step, Clock(step, config.steps), feed
-        board = tensorboard(config.out, config.following.tensorboard, step)
+        board = boards(config, step)
         with progress(config.algorithm, config.steps, step) as self._advance, self._metrics, board as self._draw:
             self._evaluate(step)  # a run may have been stopped in the midst of it
             yield

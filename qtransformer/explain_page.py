@@ -18,6 +18,7 @@ from qtransformer.calibration import Calibration, Group, Mean
 from qtransformer.config import writing
 from qtransformer.explain import NO_VALUES, Bins, Check, Explanation, Moment
 from qtransformer.explain_log import ORIGINS
+from qtransformer.explain_plots import STYLE as FIGURES
 from qtransformer.explain_plots import bins_chart, calibration_chart, number, padded, value_chart
 
 _LAST_TOKEN = "This algorithm learns Q at the last token of an action alone; the other tokens show their density."
@@ -55,7 +56,7 @@ def render(explanation: Explanation) -> str:
         page.section(f"Along episode {episode.number}", _along(explanation)),
         page.section("Every bin of every token", _tokens(explanation)),
         *(
-            page.section(f"Predicted against realised: episodes {each.origin}", _check(each))
+            page.section(f"Predicted against realised: episodes {each.origin}", check_parts(each))
             for each in explanation.checks
         ),
         page.section("How this was made", [page.facts(explanation.facts.items())]),
@@ -84,7 +85,7 @@ def _along(explanation: Explanation) -> Iterator[str]:
     if episode.predictions is not None:
         names |= {"logged": "Q of the logged action", "greedy": "V, value of the state"}
     yield _legend({f"curve {kind}": text for kind, text in names.items()})
-    yield f'<div class="card scroll" tabindex="0">{value_chart(episode)}</div>'
+    yield page.box(value_chart(episode))
 
 
 def _tokens(explanation: Explanation) -> Iterator[str]:
@@ -93,14 +94,19 @@ def _tokens(explanation: Explanation) -> Iterator[str]:
     yield f"<p>{_BINS}</p>"
     if has_values and first[0].q_values is None:
         yield f"<p>{_LAST_TOKEN}</p>"
-    names = {"ring": "logged bin", "dot": "bin that the policy would take"}
-    if has_values:
-        names["up"] = "Q, upwards from the least of the step"
-    if first[0].density is not None:
-        names["down"] = "density"
-    yield _legend(names)
+    yield bins_legend(first)
     moments = "\n".join(_moment(explanation, index) for index in range(len(explanation.episode.moments)))
     yield f'<fieldset class="steps"><legend>Step</legend>\n{moments}\n</fieldset>'
+
+
+def bins_legend(tokens: Sequence[Bins]) -> str:
+    """Returns what the marks of `bins_figures` mean."""
+    names = {"ring": "logged bin", "dot": "bin that the policy would take"}
+    if any(token.q_values is not None for token in tokens):
+        names["up"] = "Q, upwards from the least of the step"
+    if tokens[0].density is not None:
+        names["down"] = "density"
+    return _legend(names)
 
 
 def _moment(explanation: Explanation, index: int) -> str:
@@ -111,14 +117,15 @@ def _moment(explanation: Explanation, index: int) -> str:
     if episode.predictions is not None:
         value, q_logged = (float(each[step]) for each in (episode.predictions.values, episode.predictions.q_logged))
         said = f"V {number(value)}, Q of the logged action {number(q_logged)}, {said}"
-    figures = page.grid(_figures(moment, explanation.token_names))
+    figures = page.grid(bins_figures(moment, explanation.token_names))
     return (
         f'<input type="radio" name="step" id="step-{step}"{checked}><label for="step-{step}">{step}</label>\n'
         f'<div class="moment"><p>Step {step}: {said}.</p>\n{figures}</div>'
     )
 
 
-def _figures(moment: Moment, names: Sequence[str]) -> Iterator[str]:
+def bins_figures(moment: Moment, names: Sequence[str]) -> Iterator[str]:
+    """Yields a figure a token: all its bins at one step."""
     values = [token.q_values for token in moment.tokens if token.q_values is not None]
     q_range = padded(np.concatenate(values)) if values else None
     for name, bins in zip(names, moment.tokens, strict=True):
@@ -131,16 +138,17 @@ def _caption(name: str, bins: Bins) -> str:
     return f"{escape(name)}<small>logged {logged}, policy {greedy}</small>"
 
 
-def _check(check: Check) -> Iterator[str]:
+def check_parts(check: Check) -> Iterator[str]:
+    """Yields what there is to say of the values of episodes of one origin: alarms, and calibration."""
     calibration = check.calibration
     if check.num_episodes < check.num_there:
         yield f"<p>{check.num_episodes} of the {check.num_there} episodes, evenly chosen.</p>"
-    yield '<ul class="alarms">\n' + "\n".join(_alarm(each) for each in check.alarms) + "\n</ul>"
+    yield '<ul class="alarms">\n' + "\n".join(map(alarm_card, check.alarms)) + "\n</ul>"
     yield f"<h3>Calibration</h3>\n<p>{_BEHAVIOUR}</p>"
     if check.num_cut:
         yield f"<p>{check.num_cut} {_CUT}</p>"
     facts = {
-        "bias, prediction − return": _interval(calibration.bias),
+        "bias, prediction − return": interval_text(calibration.bias),
         "root mean squared difference": number(calibration.error),
         "rank correlation": number(calibration.rank_correlation),
         "looked at": f"{calibration.bias.num_steps:,} steps of {calibration.bias.num_episodes} episodes",
@@ -151,7 +159,8 @@ def _check(check: Check) -> Iterator[str]:
     yield f'<div class="pair">{_groups(calibration)}\n{figure}</div>'
 
 
-def _alarm(alarm: Alarm) -> str:
+def alarm_card(alarm: Alarm) -> str:
+    """Returns one alarm as an item of a list of the class `alarms`."""
     word = f'<b style="color:var(--{_COLOURS[alarm.state]})">{alarm.word}</b>'
     head = f"{word}<b>{escape(alarm.name[:1].upper() + alarm.name[1:])}</b><small>{alarm.measure}</small>"
     return f'<li class="card"><p class="head">{head}</p><p>{escape(alarm.sentence)}</p></li>'
@@ -160,7 +169,7 @@ def _alarm(alarm: Alarm) -> str:
 def _groups(calibration: Calibration) -> str:
     heads = ("predicted", "realised", "95 % interval", "steps", "episodes")
     table = page.table(heads, map(_cells, calibration.groups))
-    return f'<div class="card scroll" tabindex="0">{table}</div>'
+    return page.box(table)
 
 
 def _cells(group: Group) -> tuple[str, ...]:
@@ -172,7 +181,8 @@ def _legend(marks: Mapping[str, str]) -> str:
     return page.legend(f'<i class="{kind}"></i>{text}' for kind, text in marks.items())
 
 
-def _interval(mean: Mean) -> str:
+def interval_text(mean: Mean) -> str:
+    """Returns a mean with its interval in words."""
     return f"{number(mean.mean)} (95 % interval {_ends(mean)})"
 
 
@@ -185,7 +195,8 @@ def _mark_at(step: int) -> str:
     return f"main:has(#step-{step}:checked) .at-{step}{{visibility:visible}}\n"
 
 
-_STYLE = """
+_STYLE = (
+    """
 $base
 $h1
 $h2
@@ -196,39 +207,27 @@ $card
 $notice
 .grid,.pair,.alarms{display:grid;gap:16px}
 $grid
-.alarms{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));list-style:none;padding:0;margin:0}
 @media (min-width:1000px){.pair{grid-template-columns:minmax(0,7fr) minmax(0,5fr)}}
 .grid>*,.pair>*,.alarms>*{min-width:0}
-.alarms p{margin:0;font-size:.92rem}
-.alarms .head{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline;margin-bottom:6px}
-.head small{flex:0 0 100%;font-variant-numeric:tabular-nums}
+$alarms
 $scroll
 .scroll svg{min-width:890px}
 $svg
-svg text{font-size:12px;fill:var(--muted);font-variant-numeric:tabular-nums}
+"""
+    + FIGURES
+    + """
 $rule
 .tick{stroke:var(--muted);fill:none}
 .at{stroke:var(--muted);stroke-width:1.5;fill:none;visibility:hidden}
-path.curve{fill:none;stroke-width:2;stroke-linejoin:round}
 path.return{stroke:var(--ink);stroke-dasharray:5 4;stroke-width:1.6}
 path.logged{stroke:var(--series-0)}
 path.greedy{stroke:var(--series-1)}
-.diagonal{stroke:var(--muted);stroke-dasharray:5 4;fill:none}
-.interval{stroke:var(--series-0);stroke-width:2.5;stroke-opacity:.45;fill:none}
-.others{fill:var(--bars)}
-.density{fill:var(--muted);fill-opacity:.55}
-svg .ring{fill:var(--card);stroke:var(--series-0);stroke-width:2}
-svg .dot{fill:var(--series-1);stroke:var(--card);stroke-width:.8}
 $legend
 .legend i{display:inline-block;vertical-align:middle;margin:-2px 8px 0 0}
 i.curve{width:24px;border-top:3px solid}
 i.return{border-top:2px dashed var(--ink)}
 i.logged{border-color:var(--series-0)}
 i.greedy{border-color:var(--series-1)}
-i.ring{width:14px;height:14px;border:2px solid var(--series-0);border-radius:50%}
-i.dot{width:9px;height:9px;background:var(--series-1);border-radius:50%}
-i.up,i.down{width:14px;height:14px;background:var(--bars)}
-i.down{background:var(--muted);opacity:.55}
 .steps{display:flex;flex-wrap:wrap;gap:6px;border:0;padding:0;margin:0;min-width:0}
 .steps>legend{padding:0 0 4px;font-size:.9rem}
 .steps>input{position:absolute;opacity:0}
@@ -249,3 +248,4 @@ dl.card{margin-bottom:16px}
 dd{margin:0;white-space:pre-wrap}
 $narrow
 """
+)

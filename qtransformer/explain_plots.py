@@ -19,6 +19,18 @@ from qtransformer.calibration import Calibration
 from qtransformer.explain import Bins, EpisodeView
 
 LOGGED, GREEDY = "var(--series-0)", "var(--series-1)"
+STYLE = """svg text{font-size:12px;fill:var(--muted);font-variant-numeric:tabular-nums}
+path.curve{fill:none;stroke-width:2;stroke-linejoin:round}
+.diagonal{stroke:var(--muted);stroke-dasharray:5 4;fill:none}
+.interval{stroke:var(--series-0);stroke-width:2.5;stroke-opacity:.45;fill:none}
+.others{fill:var(--bars)}
+.density{fill:var(--muted);fill-opacity:.55}
+svg .ring{fill:var(--card);stroke:var(--series-0);stroke-width:2}
+svg .dot{fill:var(--series-1);stroke:var(--card);stroke-width:.8}
+i.ring{width:14px;height:14px;border:2px solid var(--series-0);border-radius:50%}
+i.dot{width:9px;height:9px;background:var(--series-1);border-radius:50%}
+i.up,i.down{width:14px;height:14px;background:var(--bars)}
+i.down{background:var(--muted);opacity:.55}"""
 _STEPS = (1, 2, 5, 10)  # between two ticks, times a power of ten
 
 
@@ -75,7 +87,7 @@ def value_chart(view: EpisodeView) -> str:
         parts.append(f'<path class="at at-{moment.step}" d="M{x:.1f} {frame.bottom}V{frame.top}"/>')
     parts += [f'<path class="curve {name}" d="{frame.line(values)}"/>' for name, values in lines]
     parts.append(f'<text x="{frame.right}" y="292" text-anchor="end">step of the episode</text>')
-    return _svg(890, 300, parts, f"Values and returns along episode {view.number}")
+    return svg(890, 300, parts, f"Values and returns along episode {view.number}")
 
 
 def bins_chart(bins: Bins, q_range: tuple[float, float] | None, label: str) -> str:
@@ -102,7 +114,7 @@ def bins_chart(bins: Bins, q_range: tuple[float, float] | None, label: str) -> s
     for place, anchor in ((0, "start"), (K // 2, "middle"), (K - 1, "end")):
         at = {"start": frame.left, "middle": frame.across(place + 0.5), "end": frame.right}[anchor]
         parts.append(f'<text x="{at:.1f}" y="148" text-anchor="{anchor}">{number(float(bins.actions[place]))}</text>')
-    return _svg(250, 154, parts, label)
+    return svg(250, 154, parts, label)
 
 
 def calibration_chart(calibration: Calibration, label: str) -> str:
@@ -120,7 +132,7 @@ def calibration_chart(calibration: Calibration, label: str) -> str:
         parts.append(f'<circle fill="{LOGGED}" cx="{x:.1f}" cy="{frame.up(mean.mean):.1f}" r="4.5"/>')
     parts.append(f'<text x="{frame.right}" y="340" text-anchor="end">predicted: Q of the logged action</text>')
     parts.append(f'<text transform="translate(13 {frame.top}) rotate(-90)" text-anchor="end">realised return</text>')
-    return _svg(400, 348, parts, label)
+    return svg(400, 348, parts, label)
 
 
 def ticks(low: int | float, high: int | float, most: int) -> list[float]:
@@ -160,5 +172,6 @@ def _bars(frame: Frame, heights: Float[np.ndarray, " bins"], which: Sequence[int
     return "".join(path)
 
 
-def _svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
+def svg(width: int, height: int, parts: Sequence[str], label: str) -> str:
+    """Returns a figure; `label` says to those who cannot see it what it shows."""
     return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'

@@ -1,4 +1,4 @@
-"""Following a run: how fast it is, what it waits for, when it ends, how well its policy does, TensorBoard.
+"""Following a run: how fast it is, what it waits for, when it ends, how well its policy does, boards.
 
 Nothing here changes a weight or a random generator of the training.
 """
@@ -6,9 +6,10 @@ Nothing here changes a weight or a random generator of the training.
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ import torch
 
 from qtransformer.batch import DatasetSpec
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint
-from qtransformer.config import FollowConfig, RunError
+from qtransformer.config import FollowConfig, RunError, TrainConfig
 from qtransformer.deploy.controller import WordEncoder
 from qtransformer.evaluation import Plan, evaluate, make_environment
 from qtransformer.outcomes import CrashedEpisode, EpisodeOutcome
@@ -69,7 +70,7 @@ class PeriodicEvaluation:
         self._best = _score(best) if best else None
 
     def play(self, policy: GreedyPolicy, wish: StopWish) -> dict[str, float]:
-        """Returns success rate and mean return of the policy as it is.
+        """Returns success rate and mean return of the policy as it is, and over how many episodes.
 
         Raises:
             Interrupted: there is a wish to stop.
@@ -82,7 +83,8 @@ class PeriodicEvaluation:
         with torch.random.fork_rng():
             acting = CheckpointPolicy(copy.deepcopy(policy), self._encode)
             summary = evaluate(acting, self._make, self._plan, on_episode=look).summary()
-        return {"success_rate": summary["success_rate"], "mean_return": summary["mean_return"]}
+        rates = {"success_rate": summary["success_rate"], "mean_return": summary["mean_return"]}
+        return {**rates, "evaluated_episodes": summary["episodes"]}
 
     def is_best(self, result: Mapping[str, float]) -> bool:
         """Returns whether no earlier result was as good, and remembers it then."""
@@ -104,15 +106,28 @@ class Writer(Protocol):
 
 
 @contextmanager
-def tensorboard(run: Path, is_asked_for: bool, first_step: int) -> Iterator[Writer]:
-    """Yields what writes lines of metrics for TensorBoard, or nothing.
+def boards(config: TrainConfig, first_step: int) -> Iterator[Writer]:
+    """Yields what writes lines of metrics wherever else they were asked for.
 
     Raises:
-        RunError: the package is not there.
+        RunError: a package is not there, or does not begin.
     """
-    if not is_asked_for:
-        yield lambda record: None
-        return
+    with ExitStack() as stack:
+        writers: list[Writer] = []
+        if config.following.tensorboard:
+            writers.append(stack.enter_context(_tensorboard(config.out, first_step)))
+        if config.following.wandb:
+            writers.append(stack.enter_context(_wandb(config)))
+
+        def write(record: Mapping[str, int | float]) -> None:
+            for writer in writers:
+                writer(record)
+
+        yield write
+
+
+@contextmanager
+def _tensorboard(run: Path, first_step: int) -> Iterator[Writer]:
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError as error:
@@ -125,3 +140,33 @@ def tensorboard(run: Path, is_asked_for: bool, first_step: int) -> Iterator[Writ
                     writer.add_scalar(name, value, int(record["step"]))
 
         yield write
+
+
+@contextmanager
+def _wandb(config: TrainConfig) -> Iterator[Writer]:
+    """Yields what writes for Weights & Biases: into the run's folder, unless WANDB_MODE asks for more.
+
+    A process is a wandb run of its own, and those of one run folder a group: a run that is gone on with begins there
+    at the update where it was.
+    """
+    try:
+        import wandb  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise RunError("--wandb needs a package; pip install 'qtransformer[wandb]'") from error
+    try:
+        session = wandb.init(
+            project="qtransformer",
+            group=config.out.resolve().name,
+            dir=str(config.out),
+            config=config.to_json(),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.Error as error:
+        raise RunError(
+            f"--wandb: {str(error).rstrip('.')}; log in with `wandb login`, or leave WANDB_MODE at offline"
+        ) from error
+    with session:
+        yield lambda record: session.log(
+            {name: value for name, value in record.items() if name != "step"}, step=int(record["step"])
+        )

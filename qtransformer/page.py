@@ -14,7 +14,7 @@ from string import Template
 
 from qtransformer.files import write_durably
 
-PALETTE = {  # CSS variable -> (light, dark); light values differ: `report_plots` tells by them which is meant
+PALETTE = {  # CSS variable -> (light, dark)
     "ink": ("#1c2430", "#e6e9ef"),
     "muted": ("#5d6675", "#9aa4b2"),
     "rule": ("#e1e5eb", "#2e3642"),
@@ -43,6 +43,11 @@ main{max-width:1200px;margin:0 auto;padding:40px 16px 64px}""",
     "card": ".card{background:var(--card);border:1px solid var(--rule);border-radius:12px;padding:14px 16px;margin:0}",
     "notice": ".notice{border-left:4px solid var(--series-0);padding:2px 0 2px 14px}",
     "grid": ".grid{grid-template-columns:repeat(auto-fill,minmax(min(100%,265px),1fr))}",
+    "alarms": """.alarms{grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));list-style:none;padding:0;
+ margin:0}
+.alarms p{margin:0;font-size:.92rem}
+.alarms .head{display:flex;flex-wrap:wrap;gap:0 12px;align-items:baseline;margin-bottom:6px}
+.head small{flex:0 0 100%;font-variant-numeric:tabular-nums}""",
     "scroll": ".scroll{overflow-x:auto}",
     "svg": "svg{display:block;width:100%;height:auto}",
     "rule": ".rule{stroke:var(--rule);fill:none}",
@@ -129,6 +134,11 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = "".join(f"<th>{each}</th>" for each in heads)
     body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+
+def box(content: str, kind: str = "") -> str:
+    """Returns a card in which what is wide scrolls, also by the keyboard; `kind` are more classes of it."""
+    return f'<div class="{f"card scroll {kind}".strip()}" tabindex="0">{content}</div>'
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:

@@ -1,235 +1,180 @@
-"""One page about a comparison: success rates, learning curves, Q-values of one state, a rollout, and how it was made.
+"""What the report of runs shows: their records, success in the same episodes, clips, values on the log.
 
-Pure functions of plain data. Figures are inline SVG, the rollout is a WebP inside the page. It must not know torch or
-any environment.
+Special about this file: every part but the records themselves may be missing, and is then told in `notes` with its
+reason; a report is asked for most where something went wrong. Drawn by `report_page`. It must not know HTML.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from qtransformer import page
-from qtransformer import report_plots as plots
-from qtransformer.config import RunError
-from qtransformer.files import write_durably
-from qtransformer.report_plots import LOSSES, Q_SERIES, Curves, QPlot, Row, Series
-
-__all__ = ["Animation", "Curves", "QPlot", "Report", "Row", "render", "save_picture", "write_report"]
-
-NO_ANIMATION = (
-    "No animation: nothing could be drawn on this machine. Install the packages libegl1 libgl1 libgl1-mesa-dri "
-    "libegl-mesa0, set MUJOCO_GL=egl, and run the command again."
+from qtransformer import clips
+from qtransformer.clips import Clip
+from qtransformer.compare_sources import (
+    Gathered,
+    Outcomes,
+    Play,
+    in_one_table,
+    outcomes_of,
+    parse_methods,
+    read_outcomes,
 )
-_MAX_ANIMATION_BYTES = 1_100_000  # 1.5 MB as base64
-_MAX_FRAMES = 120
-# Width in pixels and WebP quality, tried in this order until the animation is small enough.
-_ENCODINGS = ((480, 80), (320, 50), (160, 20))
+from qtransformer.comparison_pairs import Comparison, compare
+from qtransformer.config import RunError, TrainConfig
+from qtransformer.explain import Explanation, explain
+from qtransformer.explain_log import open_log
+from qtransformer.loading import open_policy
+from qtransformer.run_records import Methods, RunRecord, read_run
+from qtransformer.training_log import open_training_log
+from qtransformer_datasets.schema import DatasetError, EpisodeDataset
+
+_POINTS = 5.0  # difference in percentage points, for which `compare` says what would show it
 
 
 @dataclass(frozen=True)
-class Animation:
-    """A rollout: uint8 frames, (height, width, 3), played `fps` a second."""
+class Sources:
+    """Where a report takes more than the runs from."""
 
-    frames: Sequence[np.ndarray]
-    fps: int | float
-    caption: str
-
-    def __post_init__(self) -> None:
-        shapes = {frame.shape for frame in self.frames}
-        is_rgb = len(shapes) == 1 and len(next(iter(shapes))) == 3 and next(iter(shapes))[2] == 3
-        if not is_rgb or any(frame.dtype != np.uint8 for frame in self.frames):
-            raise RunError(
-                f"frames must be uint8 of one shape (height, width, 3), got {sorted(shapes)}; pass RGB renders"
-            )
-        if self.fps <= 0:
-            raise RunError(f"fps ({self.fps}) must be above 0; pass the control rate of the environment in Hz")
+    evaluations: tuple[str, ...]
+    """NAME=FILE,FILE: files of `evaluate --json`, one a training."""
+    play: Play
+    """How runs are played, and how environments are made."""
+    is_played: bool
+    """Whether they are."""
+    dataset: Path | None
+    """Log to hold values against; None for each run's own."""
+    max_steps: int
+    """Logged steps that are looked at; 0 leaves the log unread."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows. Without `q_plot` its section is left out; without `animation` the page says why."""
+    """All that the page shows."""
 
-    title: str
-    introduction: str
-    rows: Sequence[Row]
-    curves: Curves
-    q_plot: QPlot | None
-    animation: Animation | None
-    facts: Mapping[str, str]
+    methods: Methods
+    success: Gathered | None
+    """What all did in the same episodes; None where nothing was evaluated."""
+    comparison: Comparison | None
+    """Of those, where they are two at least."""
+    clips: Mapping[str, Sequence[Clip]]
+    """By method, of its first training."""
+    explanations: Mapping[str, Explanation]
+    """By method, of its first training."""
+    notes: tuple[str, ...] = ()
+    """What is not shown, and why."""
 
-
-def write_report(report: Report, path: Path) -> None:
-    """Writes the page to `path` as a whole or not at all."""
-    page.write(render(report), path)
-
-
-def save_picture(report: Report, path: Path) -> None:
-    """Writes a PNG: the success rates, and beside them four frames of the rollout if there is one."""
-    frames, captions = [], []
-    if report.animation is not None:
-        count = len(report.animation.frames)
-        for index in dict.fromkeys(np.linspace(0, count - 1, 4).round().astype(int).tolist()):
-            frames.append(report.animation.frames[index])
-            captions.append(f"{index / report.animation.fps:.1f} s")
-    picture = plots.comparison_png(report.rows, plots.all_series(report.rows, report.curves), frames, captions)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, lambda temporary: temporary.write_bytes(picture))
+    @property
+    def names(self) -> list[str]:
+        """Returns methods and whatever else was evaluated, in the order in which they were named."""
+        evaluated = [each.name for each in self.success.methods] if self.success else []
+        return list(dict.fromkeys([*self.methods, *evaluated]))
 
 
-def render(report: Report) -> str:
-    """Returns the page as HTML.
+def gather_report(runs: Sequence[str], sources: Sources) -> Report:
+    """Reads and plays what was asked for.
+
+    Args:
+        runs: RUN, or NAME=RUN,RUN for several trainings of one method.
+        sources: what else to show.
 
     Raises:
-        RunError: matplotlib is not installed.
+        RunError, DatasetError: something that was asked for by name cannot be read or played.
     """
-    series = plots.all_series(report.rows, report.curves)
-    sections = [
-        page.section("Success rate", _success(report.rows, series)),
-        page.section("Training", _training(report.curves, series)),
-        page.section("Q-values of one logged state", _q_values(report.q_plot) if report.q_plot else ()),
-        page.section("A rollout", _rollout(report.animation)),
-        page.section("How this was made", [page.facts(report.facts.items())] if report.facts else ()),
-    ]
-    introduction = f'<p class="introduction">{escape(report.introduction)}</p>'
-    return page.fill(escape(report.title), introduction, sections, _STYLE, has_images=True)
+    methods = {name: [read_run(path) for path in paths] for name, paths in parse_methods(runs).items()}
+    evaluated = {name: list(paths) for name, paths in parse_methods(sources.evaluations).items()}
+    outcomes = {path: read_outcomes(path) for paths in evaluated.values() for path in paths}
+    notes = [f"{each.folder}: {text}" for each in _records(methods) for text in each.missing]
+    shown = {}
+    if sources.is_played:
+        played, shown = _play(methods, sources.play, notes)
+        if not evaluated:
+            evaluated = {
+                name: [each.folder for each in runs if each.folder in played] for name, runs in methods.items()
+            }
+            evaluated, outcomes = {name: paths for name, paths in evaluated.items() if paths}, played
+    else:
+        shown = dict(_stills(methods, sources.play, notes))
+    success = in_one_table(evaluated, outcomes) if evaluated else None
+    comparison = None
+    if success is not None and len(success.methods) > 1 and _can_compare(success):
+        comparison = compare(success.methods, _POINTS)
+    explanations = dict(_explanations(methods, sources, notes)) if sources.max_steps else {}
+    return Report(methods, success, comparison, shown, explanations, tuple(notes))
 
 
-def _success(rows: Sequence[Row], series: Mapping[str, Series]) -> Iterator[str]:
-    if not rows:
-        yield '<p class="muted">Nothing was evaluated.</p>'
-        return
-    heads = ("Policy", "Success", "95 % interval", "Episodes", "Mean length")
-    table = page.table(heads, (_cells(row, series[row.name]) for row in rows))
-    yield f'<div class="pair"><div class="scroll card" tabindex="0">{table}</div>'
-    yield page.figure("Success rate with its 95 % interval", plots.interval_chart(rows, series)) + "</div>"
+def _records(methods: Methods) -> Iterator[RunRecord]:
+    for runs in methods.values():
+        yield from runs
 
 
-def _cells(row: Row, series: Series) -> tuple[str, ...]:
-    note = f"<small>{escape(row.note)}</small>" if row.note else ""
-    return (
-        f'<i class="dot" style="background:var(--{series.colour})"></i>{escape(row.label)}{note}',
-        f"<b>{plots.percent(row.rate)}</b>",
-        plots.spread(row),
-        f"{row.successes} of {row.episodes}",
-        f"{row.mean_length:.0f} steps",
-    )
+def _can_compare(success: Gathered) -> bool:
+    """Returns whether there are episodes enough: several trainings need two to be told from chance."""
+    return len(success.seeds) > 1 or all(len(each.trainings) == 1 for each in success.methods)
 
 
-def _training(curves: Curves, series: Mapping[str, Series]) -> Iterator[str]:
-    losses = [key for key in LOSSES if any(plots.has_metric(run, key) for run in curves.values())]
-    if losses:
-        yield _legend(series[name] for name in curves)
-        yield _panels((key.replace("_", " "), _loss_chart(curves, series, key)) for key in losses)
-    with_q = [name for name, run in curves.items() if any(plots.has_metric(run, key) for key in Q_SERIES)]
-    if with_q:
-        yield _legend(Q_SERIES.values())
-        yield _panels((series[name].label, _q_chart(curves[name], series[name].label)) for name in with_q)
-    if not losses and not with_q:
-        yield '<p class="muted">No metrics were recorded.</p>'
+def _play(methods: Methods, play: Play, notes: list[str]) -> tuple[dict[Path, Outcomes], dict[str, Sequence[Clip]]]:
+    """Returns what came of the episodes of each run, and the clips of each method's first one."""
+    most = clips.MOST_BYTES // (2 * len(methods))
+    outcomes, shown = dict[Path, Outcomes](), dict[str, Sequence[Clip]]()
+    for name, runs in methods.items():
+        for record in runs:
+            if record.loaded is None:
+                continue  # said already
+            played = clips.play_for_clips(open_policy(record.folder), play, most)
+            outcomes[record.folder] = outcomes_of(played.document)
+            if played.reason and played.reason not in notes:
+                notes.append(f"No pictures: {played.reason}.")
+            if name not in shown and played.clips:
+                shown[name] = played.clips
+    return outcomes, shown
 
 
-def _loss_chart(curves: Curves, series: Mapping[str, Series], key: str) -> str:
-    lines = [(series[name], run, key) for name, run in curves.items() if plots.has_metric(run, key)]
-    labels = ", ".join(each.label for each, *_ in lines)
-    return plots.line_chart(lines, f"{key} over training steps of {labels}", may_be_log=True)
+def _stills(methods: Methods, play: Play, notes: list[str]) -> Iterator[tuple[str, Sequence[Clip]]]:
+    """Yields a picture of each environment, beside the first method that learnt in it."""
+    seen = set()
+    for name, runs in methods.items():
+        loaded = runs[0].loaded
+        if loaded is None or loaded.spec.environment_id in (None, *seen):
+            continue
+        seen.add(loaded.spec.environment_id)
+        try:
+            yield name, [clips.still(open_policy(runs[0].folder), play)]
+        except RunError as error:
+            notes.append(f"No picture of the environment: {error}.")
 
 
-def _q_chart(run: Sequence[plots.Metrics], label: str) -> str:
-    lines = [(series, run, key) for key, series in Q_SERIES.items()]
-    return plots.line_chart(lines, f"Q-values, targets and returns over training steps of {label}", may_be_log=False)
+def _explanations(methods: Methods, sources: Sources, notes: list[str]) -> Iterator[tuple[str, Explanation]]:
+    """Yields what the first training of each method says of the log."""
+    logs: dict[Any, EpisodeDataset] = {}
+    for name, runs in methods.items():
+        loaded = runs[0].loaded
+        if loaded is None:
+            continue
+        config = TrainConfig.from_json(loaded.info["config"])
+        key = (sources.dataset or config.dataset, config.data)
+        try:
+            if key not in logs:
+                logs[key] = _own_log(config) if sources.dataset is None else open_log(loaded, sources.dataset)
+            log = logs[key]
+            if sources.dataset is None and log.fingerprint != loaded.info["dataset"]["fingerprint"]:
+                raise RunError(f"{config.dataset} has changed since; name a log with --dataset")
+            successes = (number for number, each in enumerate(log.episodes) if each.success)
+            yield name, explain(loaded, log, next(successes, 0), sources.max_steps)
+        except (RunError, DatasetError) as error:
+            if sources.dataset is not None:
+                raise
+            notes.append(f"{runs[0].folder}: no values on its log: {error}.")
 
 
-def _q_values(plot: QPlot) -> Iterator[str]:
-    yield f"<p>{escape(plot.caption)}</p>"
-    keys = {"line": "Q", "bar": "density of the log", "greedy": "greedy bin", "logged": "logged bin"}
-    if plot.logged is None:
-        del keys["logged"]
-    yield page.legend(f'<i class="{kind}"></i>{text}' for kind, text in keys.items())
-    yield _panels(plots.q_panels(plot))
+def _own_log(config: TrainConfig) -> EpisodeDataset:
+    """Returns the episodes that a run was trained on.
 
-
-def _rollout(animation: Animation | None) -> Iterator[str]:
-    if animation is None:
-        yield f'<p class="muted">{NO_ANIMATION}</p>'
-        return
-    data = base64.b64encode(_encoded(animation)).decode()
-    image = f'<img src="data:image/webp;base64,{data}" alt="{escape(animation.caption)}">'
-    yield f'<figure class="card rollout">{image}<figcaption>{escape(animation.caption)}</figcaption></figure>'
-
-
-def _encoded(animation: Animation) -> bytes:
-    """Returns an animated WebP that plays in real time, in the best encoding that is small enough."""
-    with plots.plotting():
-        from PIL import Image
-
-        stride = -(-len(animation.frames) // _MAX_FRAMES)
-        frames = [Image.fromarray(np.ascontiguousarray(frame)) for frame in animation.frames[::stride]]
-    options = {"save_all": True, "duration": round(1000 * stride / animation.fps), "loop": 0, "method": 3}
-    data = b""
-    for width, quality in _ENCODINGS:
-        scale = min(1.0, width / frames[0].width)
-        size = (max(1, round(frames[0].width * scale)), max(1, round(frames[0].height * scale)))
-        first, *rest = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
-        buffer = io.BytesIO()
-        first.save(buffer, "WEBP", append_images=rest, quality=quality, **options)
-        data = buffer.getvalue()
-        if len(data) <= _MAX_ANIMATION_BYTES:
-            break
-    return data
-
-
-def _panels(panels: Iterable[tuple[str, str]]) -> str:
-    return page.grid(page.figure(escape(title), svg) for title, svg in panels)
-
-
-def _legend(series: Iterable[Series]) -> str:
-    return page.legend(
-        f'<i class="line" style="border-top:3px {each.line} var(--{each.colour})"></i>{escape(each.label)}'
-        for each in series
-    )
-
-
-_STYLE = """
-$base
-h1{font-size:clamp(1.6rem,4vw,2.3rem);line-height:1.2;margin:0 0 12px;letter-spacing:-.01em}
-$h2
-$p
-.introduction{font-size:1.05rem}
-.muted,small,figcaption,dt{color:var(--muted)}
-$card
-.pair,.grid{display:grid;gap:16px}
-$grid
-@media (min-width:1000px){.pair{grid-template-columns:minmax(0,8fr) minmax(0,5fr)}}
-.pair>*,.grid>*{min-width:0}
-.scroll{overflow-x:auto;padding:4px 0}
-$table
-th,td{padding:10px 16px;text-align:right;white-space:nowrap;vertical-align:top}
-$th
-th:first-child,td:first-child{text-align:left;white-space:normal;min-width:11rem;padding-left:34px}
-$rows
-small{display:block}
-$figcaption
-$svg
-svg *{stroke-linejoin:round;stroke-linecap:butt}
-svg text{font-family:inherit!important;font-variant-numeric:tabular-nums}
-$legend
-.grid+.legend{margin-top:24px}
-.legend i,.dot{display:inline-block;vertical-align:middle;margin:-2px 8px 0 0}
-.dot{width:10px;height:10px;border-radius:50%;margin-left:-18px}
-.line{width:24px;border-top:3px solid var(--series-0)}
-.bar{width:14px;height:14px;background:var(--bars)}
-.greedy{width:10px;height:10px;border-radius:50%;background:var(--series-1)}
-.logged{width:14px;height:14px;border-radius:50%;border:1.5px solid var(--ink)}
-.rollout{max-width:514px}
-.rollout img{display:block;width:100%;height:auto;border-radius:6px;margin-bottom:8px}
-$facts
-dd{margin:0;font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace;font-size:.88rem;white-space:pre-wrap}
-@media (max-width:600px){th,td{padding:10px 8px}dl{grid-template-columns:minmax(0,1fr);gap:0}dd{margin-bottom:10px}}
-"""
+    Raises:
+        RunError, DatasetError: the log is not there any more, or cannot be read.
+    """
+    if not config.dataset.exists():
+        raise RunError(f"{config.dataset} is not there any more; name a log with --dataset")
+    return open_training_log(config)

@@ -1,172 +1,177 @@
-"""The figures of the report, drawn by matplotlib: inline SVG for the page, PNG for a README.
+"""The figures of the report, written as SVG by hand: metrics over updates, success rates with intervals.
 
-Every colour is drawn as its light value and replaced by a CSS variable in the SVG, so that the page's style sheet alone
-decides between light and dark. A panel is about as wide as a telephone and holds little text: the page lays panels out
-side by side and writes titles and legends itself. It must not know HTML beyond that, torch or any environment.
+They stand on the frames of `explain_plots`. A method has one colour in all of them; of several trainings each is a
+faint line and their mean a strong one. It must not know HTML beyond that, torch or any dataset.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 
-from qtransformer.config import RunError
+from qtransformer.explain_plots import Frame, number, padded, svg, ticks
 from qtransformer.page import PALETTE
-
-Metrics = Mapping[str, int | float]
-"""One line of metrics.jsonl: `step`, `loss` and whatever else the learner logged."""
-Curves = Mapping[str, Sequence[Metrics]]
-"""The lines of metrics.jsonl of each run, by the run's name."""
+from qtransformer.run_records import Line
 
 _NUM_COLOURS = sum(name.startswith("series-") for name in PALETTE)
-_LINES = ("solid", "dashed", "dotted")  # these names mean the same to matplotlib and to CSS borders
-_PANEL = 250  # width in CSS pixels where the page does not scale it
-_MAX_POINTS = 400  # of a line; more cannot be seen
-_MAX_LABEL = 36  # characters of a label inside a figure
-
-
-@dataclass(frozen=True)
-class Row:
-    """One policy of the comparison: how often it succeeded, with the 95 % interval as shares, and how long it took."""
-
-    name: str
-    label: str
-    successes: int
-    episodes: int
-    interval: tuple[float, float]
-    mean_length: float
-    note: str = ""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.successes <= self.episodes or self.episodes == 0:
-            raise RunError(f"{self.name}: successes ({self.successes}) must be in [0, episodes ({self.episodes})]")
-
-    @property
-    def rate(self) -> float:
-        """Share of successful episodes."""
-        return self.successes / self.episodes
-
-
-@dataclass(frozen=True)
-class QPlot:
-    """Q-values of every bin of every action token in one logged state; a dimension's name carries its unit."""
-
-    dimensions: tuple[str, ...]
-    centres: Sequence[Float[np.ndarray, " bins"]]
-    q_values: Float[np.ndarray, "tokens bins"]
-    density: Float[np.ndarray, "tokens bins"]
-    greedy: Integer[np.ndarray, " tokens"]
-    logged: Integer[np.ndarray, " tokens"] | None
-    caption: str
+_DASHES = ("", "7 4", "2 3")  # where colours repeat
+_MAX_POINTS = 400  # of a curve; more cannot be seen
+_MAX_LABEL = 34  # characters of a label inside a figure
+_WIDTH = 340
+_LOG_FROM = 50  # largest over smallest value, from which a scale is logarithmic
 
 
 @dataclass(frozen=True)
 class Series:
-    """How one thing is drawn wherever it appears: its label, a name of `page.PALETTE`, and a kind of line."""
+    """How one thing is drawn wherever it appears: its label, a name of `page.PALETTE`, and the dashes of its lines."""
 
     label: str
     colour: str
-    line: str = "solid"
+    dashes: str = ""
+
+    @property
+    def stroke(self) -> str:
+        """Its attributes as a line."""
+        return f'stroke="var(--{self.colour})"' + (f' stroke-dasharray="{self.dashes}"' if self.dashes else "")
 
 
-Q_SERIES = {
-    "q_logged": Series("Q of the logged action", "series-0"),
-    "q_greedy": Series("Q of the greedy action", "series-1"),
-    "target": Series("target", "series-2", "dashed"),
-    "monte_carlo": Series("Monte-Carlo return of the log", "muted", "dotted"),
-}
-LOSSES = ("loss", "squared_error", "cross_entropy", "conservative")
+@dataclass(frozen=True)
+class Curve:
+    """A metric over the updates."""
+
+    series: Series
+    steps: Float[np.ndarray, " points"]
+    values: Float[np.ndarray, " points"]
+    is_faint: bool = False
+    band: tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]] | None = None
+    """Interval around each value."""
 
 
-def all_series(rows: Sequence[Row], curves: Curves) -> dict[str, Series]:
-    """Returns the series of every name; a row and a run of one name share it, and lines differ where colours repeat."""
-    labels = {**{name: name for name in curves}, **{row.name: row.label for row in rows}}
-    names = [row.name for row in rows] + [name for name in curves if name not in {row.name for row in rows}]
-    look = {name: divmod(place, _NUM_COLOURS) for place, name in enumerate(dict.fromkeys(names))}
+@dataclass(frozen=True)
+class Rate:
+    """A success rate with its 95 % interval, as shares; `trainings` are the rates of each, where there are several."""
+
+    series: Series
+    rate: float
+    interval: tuple[float, float]
+    trainings: tuple[float, ...] = ()
+
+
+def series_of(names: Sequence[str]) -> dict[str, Series]:
+    """Returns how each name is drawn."""
     return {
-        name: Series(labels[name], f"series-{colour}", _LINES[round % len(_LINES)])
-        for name, (round, colour) in look.items()
+        name: Series(name, f"series-{place % _NUM_COLOURS}", _DASHES[place // _NUM_COLOURS % len(_DASHES)])
+        for place, name in enumerate(dict.fromkeys(names))
     }
 
 
-def has_metric(lines: Sequence[Metrics], key: str) -> bool:
-    """Returns whether a run logged `key` at least once."""
-    return any(key in line for line in lines)
+def curves_of(series: Series, trainings: Sequence[Sequence[Line]], name: str) -> list[Curve]:
+    """Returns the curve of a metric; of several trainings one each, and their mean where all of them were."""
+    found = [{line["step"]: float(line[name]) for line in lines if name in line} for lines in trainings]
+    found = [each for each in found if each]
+    if len(found) < 2:
+        return [_curve(series, each) for each in found]
+    common = set.intersection(*(set(each) for each in found))
+    mean = {step: float(np.mean([each[step] for each in found])) for step in sorted(common)}
+    return [*(_curve(series, each, is_faint=True) for each in found), *([_curve(series, mean)] if mean else [])]
 
 
-def interval_chart(rows: Sequence[Row], series: Mapping[str, Series]) -> str:
-    """Returns an SVG: one dot with its interval a row, from 0 to 100 %."""
-    alt = "; ".join(f"{row.label} {percent(row.rate)} ({spread(row)})" for row in rows)
-    return _svg(lambda axes: _draw_intervals(axes, rows, series), (295, 30 + 44 * len(rows)), f"Success rates: {alt}")
+def _curve(series: Series, points: dict[int | float, float], is_faint: bool = False) -> Curve:
+    kept = list(points.items())
+    kept = kept[:: max(1, -(-len(kept) // _MAX_POINTS))]
+    steps, values = np.array(kept, np.float64).reshape(-1, 2).T
+    return Curve(series, steps, values, is_faint)
 
 
-def line_chart(lines: Sequence[tuple[Series, Sequence[Metrics], str]], alt: str, *, may_be_log: bool) -> str:
-    """Returns an SVG: for each (series, run, key) that metric over the training steps."""
-    points = [_points(run, key) for _, run, key in lines]
-    values = np.concatenate([values for _, values in points])
-    is_log = may_be_log and values.size > 0 and values.min() > 0 and values.max() > 50 * values.min()
-
-    def draw(axes: Any) -> None:
-        for (series, *_), (steps, values) in zip(lines, points, strict=True):
-            marker = "o" if len(steps) == 1 else None
-            axes.plot(steps, values, color=_light(series.colour), linestyle=series.line, linewidth=1.8, marker=marker)
-        if is_log:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("")
-        else:
-            _place_ticks(axes.yaxis)
-        _place_ticks(axes.xaxis)
-        axes.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if abs(step) >= 1000 else f"{step:g}")
-        axes.set_xlabel("step")
-
-    return _svg(draw, (_PANEL, 155), alt)
+def curve_chart(curves: Sequence[Curve], label: str, *, may_be_log: bool = False) -> str:
+    """Returns metrics over the updates; logarithmic, if it may be, where values differ by much."""
+    values = np.concatenate([array for each in curves for array in (each.values, *(each.band or ()))])
+    is_log = may_be_log and bool(values.min() > 0 and values.max() > _LOG_FROM * values.min())
+    scaled = np.log10 if is_log else np.asarray
+    steps = np.concatenate([each.steps for each in curves])
+    x = (min(0.0, float(steps.min())), max(1.0, float(steps.max())))
+    frame = Frame(50, _WIDTH - 12, 10, 158, x, padded(scaled(values)))
+    parts = list(_axes(frame, is_log))
+    for curve in curves:
+        if curve.band is not None:
+            low, high = (scaled(each) for each in curve.band)
+            parts.append(_band(frame, curve, low, high))
+        parts.append(_line(frame, curve, scaled(curve.values)))
+    parts.append(f'<text x="{frame.right}" y="194" text-anchor="end">update</text>')
+    return svg(_WIDTH, 200, parts, label)
 
 
-def q_panels(plot: QPlot) -> Iterator[tuple[str, str]]:
-    """Yields (dimension, SVG) for each token: Q over its bins, the density as bars, rings for the chosen bins."""
-    finite = plot.q_values[np.isfinite(plot.q_values)]
-    low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
-    margin = 0.12 * (high - low) or 0.1
-    for token, dimension in enumerate(plot.dimensions):
-
-        def draw(axes: Any, token: int = token) -> None:
-            axes.set_ylim(low - margin, high + margin)
-            _draw_bins(axes, plot, token)
-
-        yield dimension, _svg(draw, (_PANEL, 140), f"Q over the bins of {dimension}: {plot.caption}")
+def _axes(frame: Frame, is_log: bool) -> Iterator[str]:
+    """Yields tick labels along both axes, and a line across at each of y."""
+    for at, label in _log_ticks(*frame.y) if is_log else [(value, number(value)) for value in ticks(*frame.y, 6)]:
+        y = frame.up(at)
+        yield f'<path class="rule" d="M{frame.left} {y:.1f}H{frame.right}"/>'
+        yield f'<text x="{frame.left - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
+    for step in ticks(*frame.x, 5):
+        label = f"{step / 1000:g}k" if step >= 1000 else f"{step:g}"
+        yield f'<text x="{frame.across(step):.1f}" y="{frame.bottom + 17}" text-anchor="middle">{label}</text>'
 
 
-def comparison_png(
-    rows: Sequence[Row], series: Mapping[str, Series], frames: Sequence[np.ndarray], captions: Sequence[str]
-) -> bytes:
-    """Returns a PNG: the success rates on the left, up to four captioned `frames` on the right."""
-    with plotting():
-        from matplotlib.figure import Figure
+def _log_ticks(low: int | float, high: int | float) -> list[tuple[float, str]]:
+    """Returns powers of ten, or also twice and five times them where there are few, between two logarithms."""
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    for factors in ((1, 2, 5), (1,)):
+        values = [factor * 10.0**power for power in powers for factor in factors]
+        inside = [(math.log10(each), number(each)) for each in values if low <= math.log10(each) <= high]
+        if len(inside) <= 6:
+            return inside
+    return inside[:: -(-len(inside) // 6)]
 
-        figure = Figure(figsize=(10, 3.9) if frames else (5.6, 3.9), dpi=150, facecolor="white", layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # type: ignore[union-attr]
-        chart, *strip = figure.subfigures(1, 2 if frames else 1, squeeze=False, width_ratios=None)[0]
-        axes = chart.subplots()
-        _draw_intervals(axes, rows, series)
-        axes.set_title("Success rate, 95 % interval", loc="left", fontsize=12, color=_light("ink"), pad=12)
-        if strip:
-            for each, frame, caption in zip(strip[0].subplots(2, 2).flat, frames, captions, strict=False):
-                each.imshow(frame)
-                each.set_title(caption, fontsize=10, color=_light("muted"))
-            for each in strip[0].axes:
-                each.set_axis_off()
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+
+def _line(frame: Frame, curve: Curve, values: Float[np.ndarray, " points"]) -> str:
+    xs = [frame.across(float(step)) for step in curve.steps]
+    ys = [frame.up(float(value)) for value in values]
+    if len(xs) == 1:
+        return f'<circle fill="var(--{curve.series.colour})" cx="{xs[0]:.1f}" cy="{ys[0]:.1f}" r="3.5"/>'
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in zip(xs, ys, strict=True))
+    return f'<path class="curve{" faint" * curve.is_faint}" {curve.series.stroke} d="M{path}"/>'
+
+
+def _band(frame: Frame, curve: Curve, low: Float[np.ndarray, " points"], high: Float[np.ndarray, " points"]) -> str:
+    steps = curve.steps
+    there = [(frame.across(float(x)), frame.up(float(y))) for x, y in zip(steps, high, strict=True)]
+    back = [(frame.across(float(x)), frame.up(float(y))) for x, y in zip(steps, low, strict=True)]
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (*there, *reversed(back)))
+    return f'<path class="band" fill="var(--{curve.series.colour})" d="M{path}Z"/>'
+
+
+def rate_chart(rates: Sequence[Rate], label: str) -> str:
+    """Returns one dot with its interval a row, from 0 to 100 %; a tick a training."""
+    height = 14 + 46 * len(rates)
+    frame = Frame(10, _WIDTH - 10, 0, height, (0, 100), (0, 1))
+    parts = []
+    for value in (0, 25, 50, 75, 100):
+        x = frame.across(value)
+        parts.append(f'<path class="rule" d="M{x:.1f} 0V{height}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{height + 17}" text-anchor="{_anchor(value)}">{value} %</text>')
+    for place, rate in enumerate(rates):
+        y, name, colour = 36 + 46 * place, rate.series.label, rate.series.colour
+        low, high = (frame.across(100 * each) for each in rate.interval)
+        text = name if len(name) <= _MAX_LABEL else "…" + name[1 - _MAX_LABEL :]
+        parts.append(f'<text class="name" x="10" y="{y - 13}">{escape(text)}</text>')
+        parts.append(f'<text class="name" x="{frame.right}" y="{y - 13}" text-anchor="end">{percent(rate.rate)}</text>')
+        parts.append(f'<path class="wide" stroke="var(--{colour})" d="M{low:.1f} {y}H{high:.1f}"/>')
+        for each in rate.trainings:
+            parts.append(
+                f'<path class="mark" stroke="var(--{colour})" d="M{frame.across(100 * each):.1f} {y - 7}v14"/>'
+            )
+        parts.append(f'<circle fill="var(--{colour})" cx="{frame.across(100 * rate.rate):.1f}" cy="{y}" r="5.5"/>')
+    return svg(_WIDTH, height + 24, parts, label)
+
+
+def named_html(series: Series) -> str:
+    """Returns a label with a dot of its colour, for a table."""
+    return f'<i class="blob" style="background:var(--{series.colour})"></i>{escape(series.label)}'
 
 
 def percent(share: float) -> str:
@@ -174,122 +179,11 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
-def spread(row: Row) -> str:
-    """Returns the interval of a row in whole per cent."""
-    low, high = row.interval
+def spread(interval: tuple[float, float]) -> str:
+    """Returns an interval of shares in whole per cent."""
+    low, high = interval
     return f"{100 * low:.0f}–{100 * high:.0f} %"
 
 
-@contextmanager
-def plotting() -> Iterator[None]:
-    """Sets the report's style for what is drawn inside.
-
-    Raises:
-        RunError: matplotlib, or Pillow that comes with it, is not installed.
-    """
-    try:
-        import PIL.Image  # noqa: F401
-        from matplotlib import rc_context
-    except ImportError as error:
-        raise RunError(f"a report needs {error.name}; install it with pip install 'qtransformer[plot]'") from error
-    with rc_context(cast(Any, _style())):
-        yield
-
-
-def _style() -> dict[str, Any]:
-    """Returns what differs from matplotlib's defaults. Labels of users may hold dollar signs: no math."""
-    sizes = {f"{axis}tick.major.size": 0.0 for axis in "xy"} | {f"{axis}tick.minor.size": 0.0 for axis in "xy"}
-    hidden = {f"axes.spines.{side}": False for side in ("left", "right", "top", "bottom")}
-    return (
-        sizes
-        | hidden
-        | {
-            "svg.fonttype": "none",
-            "svg.hashsalt": "report",
-            "text.parse_math": False,
-            "font.family": "sans-serif",
-            "font.size": 11.0,
-            "text.color": _light("ink"),
-            "axes.edgecolor": _light("muted"),
-            "axes.labelcolor": _light("muted"),
-            "axes.facecolor": "none",
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": _light("rule"),
-            "xtick.color": _light("muted"),
-            "ytick.color": _light("muted"),
-        }
-    )
-
-
-def _light(name: str) -> str:
-    return PALETTE[name][0]
-
-
-def _svg(draw: Callable[[Any], None], size: tuple[int, int], alt: str) -> str:
-    """Returns one panel as an SVG element to be put into a page; one unit of it is one pixel."""
-    with plotting():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
-        draw(figure.subplots())
-        buffer = io.StringIO()
-        nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _inline(buffer.getvalue(), alt)
-
-
-def _inline(svg: str, alt: str) -> str:
-    """Returns matplotlib's SVG file as an element: no namespaces, no ids that would repeat, colours as variables."""
-    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    body = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)
-    body = re.sub(r'<g id="[^"]*"', "<g", body).replace("xlink:href", "href")
-    for name, (light, _) in PALETTE.items():
-        body = body.replace(light, f"var(--{name})")
-    box = re.search(r'viewBox="[^"]*"', svg)
-    assert box is not None
-    return f'<svg {box[0]} role="img" aria-label="{escape(alt)}">{body.strip()}'
-
-
-def _points(run: Sequence[Metrics], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (steps, values) of the lines that hold a finite `key`, thinned to what can be seen."""
-    pairs = [(line["step"], line[key]) for line in run if key in line and np.isfinite(line[key])]
-    kept = pairs[:: max(1, -(-len(pairs) // _MAX_POINTS))]
-    steps, values = np.array(kept, np.float64).reshape(-1, 2).T
-    return steps, values
-
-
-def _place_ticks(axis: Any) -> None:
-    from matplotlib.ticker import MaxNLocator
-
-    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-
-
-def _draw_intervals(axes: Any, rows: Sequence[Row], series: Mapping[str, Series]) -> None:
-    """Draws a row as its label and figures above, its dot and interval below."""
-    for place, row in enumerate(rows):
-        colour, (low, high) = _light(series[row.name].colour), row.interval
-        axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=7, alpha=0.3, solid_capstyle="round")
-        axes.plot(100 * row.rate, place, "o", color=colour, markersize=9, markeredgecolor=_light("card"), clip_on=False)
-        label = row.label if len(row.label) <= _MAX_LABEL else row.label[: _MAX_LABEL - 1] + "…"
-        axes.text(0, place - 0.2, label, va="bottom")
-        axes.text(100, place - 0.2, percent(row.rate), va="bottom", ha="right")
-    axes.set(xlim=(-2, 102), ylim=(max(len(rows), 1) - 0.6, -0.9), yticks=[], xticks=range(0, 101, 25))
-    axes.xaxis.set_major_formatter("{x:g} %")
-
-
-def _draw_bins(axes: Any, plot: QPlot, token: int) -> None:
-    """Draws one token; the bars show how the density is shaped and have no scale."""
-    centres, q_values, density = plot.centres[token], plot.q_values[token], plot.density[token]
-    bottom, top = axes.get_ylim()
-    heights = 0.45 * (top - bottom) * density / max(float(density.max()), np.finfo(np.float32).tiny)
-    width = 0.86 * np.gradient(centres) if len(centres) > 1 else 1.0
-    axes.bar(centres, heights, width, bottom=bottom, color=_light("bars"))
-    axes.plot(centres, np.where(np.isfinite(q_values), q_values, np.nan), color=_light("series-0"), linewidth=1.8)
-    if plot.logged is not None:
-        bin = plot.logged[token]
-        axes.plot(centres[bin], q_values[bin], "o", markersize=12, fillstyle="none", color=_light("ink"), clip_on=False)
-    bin = plot.greedy[token]
-    axes.plot(centres[bin], q_values[bin], "o", markersize=7, color=_light("series-1"), clip_on=False)
-    _place_ticks(axes.xaxis)
-    _place_ticks(axes.yaxis)
+def _anchor(value: int) -> str:
+    return {0: "start", 100: "end"}.get(value, "middle")

@@ -1,4 +1,4 @@
-"""The commands about runs that were trained: doing one again, and one of its bad batches."""
+"""The commands about runs that were trained: a report of them, doing one again, and one of its bad batches."""
 
 from __future__ import annotations
 
@@ -8,6 +8,60 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from qtransformer.config import RunError
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write one HTML page about runs: success, clips, curves, alarms, values, settings; several are compared."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN|NAME=RUN,RUN")]
+    """The --out folders of `train`, one at least. Several trainings of one method are one group: ours=RUN0,RUN1."""
+    out: Path = Path("report.html")
+    """Page to write; one that is there is replaced."""
+    evaluations: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=FILE,FILE")] = ()
+    """What `evaluate --json` printed, a file a training. A name that is no run's is a row of its own."""
+    episodes: int = 0
+    """Play so many episodes with each run, for clips; and for the success rates, where no --evaluations are given."""
+    num_envs: int = 4
+    """Environments side by side; the result does not depend on it."""
+    seed: int = 0
+    """Of the first episode; the next has seed + 1."""
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
+    """Modules that register the environment's id."""
+    env_id: str | None = None
+    """Another environment than the one that the logs came from."""
+    dataset: Path | None = None
+    """Log to hold values against: best one that training did not see. Without it, each run's own, unless it changed."""
+    max_steps: int = 5000
+    """Logged steps that are looked at, in whole, evenly chosen episodes; 0 leaves the log unread."""
+    title: str | None = None
+    """Of the page. Without it, the names of the runs."""
+    text: str = ""
+    """A paragraph below the title."""
+
+    def run(self) -> None:
+        """Writes the page, and says what it lacks."""
+        from qtransformer.pictures import choose_renderer
+
+        choose_renderer()
+        from qtransformer.compare_sources import Play
+        from qtransformer.evaluation import Plan
+        from qtransformer.report import Sources, gather_report
+        from qtransformer.report_page import write_page
+
+        if self.episodes < 0 or self.max_steps < 0:
+            name, value = ("episodes", self.episodes) if self.episodes < 0 else ("max_steps", self.max_steps)
+            raise RunError(f"{name} ({value}) must be at least 0; change --{name.replace('_', '-')}")
+        plan = Plan(max(1, self.episodes), self.num_envs, self.seed)
+        play = Play(plan, self.imports, self.env_id)
+        sources = Sources(self.evaluations, play, self.episodes > 0, self.dataset, self.max_steps)
+        report = gather_report(self.runs, sources)
+        write_page(report, self.out, self.title or f"Report: {', '.join(report.methods)}", self.text)
+        for note in report.notes:
+            print(note, file=sys.stderr)
+        print(f"reported: {self.out}")
 
 
 @dataclass(frozen=True)

@@ -125,15 +125,14 @@ class Metrics:
         """Drops the lines after `step`, which are to be written again; says how many others cannot be read."""
         if not self._path.exists():
             say(f"{self._path}: is missing; it begins anew after update {step}")
-        lines = self._path.read_bytes().splitlines() if self._path.exists() else []
-        steps = [_step_of(line) for line in lines]
-        damaged = steps[:-1].count(None)  # a kill cuts the last line short, and nothing is lost by that
-        if damaged:
-            say(f"{self._path}: is damaged; {damaged} of {len(lines)} lines cannot be read and were left out")
-        kept = [line + b"\n" for line, at in zip(lines, steps, strict=True) if at is not None and at <= step]
+        lines, num_damaged = read_metrics(self._path.parent)
+        if num_damaged:
+            total = len(lines) + num_damaged
+            say(f"{self._path}: is damaged; {num_damaged} of {total} lines cannot be read and were left out")
+        self.lines = [line for line in lines if line["step"] <= step]
+        text = "".join(json.dumps(line) + "\n" for line in self.lines)
         with keeping(self._path):
-            write_durably(self._path, lambda path: path.write_bytes(b"".join(kept)))
-        self.lines = [json.loads(line) for line in kept]
+            write_durably(self._path, lambda path: path.write_text(text))
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Appends one line.
@@ -165,6 +164,17 @@ class Metrics:
             self._file.close()
 
 
+def read_metrics(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """Returns the lines of metrics.jsonl, none where it is missing, and how many others cannot be read.
+
+    The last one does not count among those: a kill cuts it short, and nothing is lost by that.
+    """
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records = [_record(line) for line in lines]
+    return [each for each in records if each is not None], records[:-1].count(None)
+
+
 def _lock(run: Path) -> int:
     """Returns the open lock file, in which this process stands.
 
@@ -194,9 +204,10 @@ def _lock(run: Path) -> int:
     return lock
 
 
-def _step_of(line: bytes) -> float | None:
-    """Returns the step of a line of metrics.jsonl; None where it is no such line."""
+def _record(line: bytes) -> dict[str, Any] | None:
+    """Returns a line of metrics.jsonl; None where it is no such line."""
     try:
-        return float(json.loads(line)["step"])
+        record = json.loads(line)
+        return record if isinstance(record["step"], int | float) else None
     except (ValueError, TypeError, KeyError):
         return None

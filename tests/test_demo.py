@@ -90,6 +90,6 @@ def test_folder_in_use_is_refused(tmp_path):
 
 def test_missing_packages_are_named_before_anything_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr("qtransformer.demo.find_spec", lambda name: None)
-    with pytest.raises(RunError, match=r"needs onnx, .*, matplotlib; pip install 'qtransformer\[export,plot\]'"):
+    with pytest.raises(RunError, match=r"needs onnx, .*; pip install 'qtransformer\[export\]'"):
         demo(tmp_path / "demo")
     assert not (tmp_path / "demo").exists()

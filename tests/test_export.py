@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cpp_fixtures import CAN_BUILD, SOURCES, WHY_NOT, built_example, run_example
 
 from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
 from qtransformer.config import ModelConfig, TokenConfig
@@ -270,13 +271,33 @@ def test_the_flat_graph_answers_nan_where_it_is_not_ok(bundle: Bundle, place: in
 @pytest.mark.export
 def test_files(bundle: Bundle):
     names = {"policy.onnx", "policy_flat.onnx", "policy.json", "policy.schema.json", "golden.npz", "parity.json"}
-    names |= {"controller.py", "self_test.py", "README.md", "SHA256SUMS"}
+    names |= {"controller.py", "self_test.py", "README.md", "SHA256SUMS", "cpp"}
     assert {path.name for path in bundle.folder.iterdir()} == names
     assert [path.name for path in bundle.folder.parent.iterdir()] == ["bundle"]
     readme = (bundle.folder / "README.md").read_text()
     assert all(name in readme for name in names - {"README.md"})
     command = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
-    assert subprocess.run(command, cwd=bundle.folder, capture_output=True, check=True).stdout.count(b": OK") == 9
+    assert subprocess.run(command, cwd=bundle.folder, capture_output=True, check=True).stdout.count(b": OK") == 9 + len(
+        list(SOURCES.iterdir())
+    )
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return built_example(SOURCES, tmp_path_factory.mktemp("example"))
+
+
+@pytest.mark.export
+@pytest.mark.skipif(not CAN_BUILD, reason=WHY_NOT)
+def test_the_cpp_example_of_the_bundle_agrees(bundle: Bundle, example: Path):
+    """Built from the sources, which the bundle must hold as they are: both bundles then need one build."""
+    for path in SOURCES.iterdir():
+        assert (bundle.folder / "cpp" / path.name).read_bytes() == path.read_bytes()
+    status, (report, loop), _ = run_example(example, bundle.folder, "--seconds", "0.3")
+    assert (status, report["passed"]) == (0, True)
+    assert report["steps"] == 79
+    assert report["tokens"]["equal"] + 2 >= report["tokens"]["total"]  # near ties excepted
+    assert loop["counters"]["accepted"] > 0
 
 
 @pytest.mark.export

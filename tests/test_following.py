@@ -1,12 +1,14 @@
-"""Following a run: evaluations that change nothing, the best policy kept, times, TensorBoard."""
+"""Following a run: evaluations that change nothing, the best policy kept, times, boards."""
 
 from __future__ import annotations
 
 import builtins
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from types import ModuleType
+from typing import Any
 
 import pytest
 from dataset_fixtures import POINT_ID
@@ -192,6 +194,81 @@ def test_tensorboard_reads_what_is_written(log, tmp_path):
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
     assert [each.step for each in events.Scalars("loss")] == [6, 12]
+
+
+class Session:
+    """What stands for a run of Weights & Biases."""
+
+    def __init__(self, **settings):
+        self.settings, self.written, self.is_finished = settings, [], False
+
+    def log(self, record, step):
+        self.written.append((step, record))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.is_finished = True
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """The package, as far as it is used; `sessions` are those that were begun."""
+    module: Any = ModuleType("wandb")
+    module.Error, module.sessions = type("Error", (Exception,), {}), []
+    module.Settings = lambda **settings: settings
+    module.init = lambda **settings: module.sessions.append(Session(**settings)) or module.sessions[-1]
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    return module
+
+
+def test_wandb_gets_what_the_metrics_get(log, tmp_path, wandb):
+    run = train(make_run(log, tmp_path / "run", following=replace(FOLLOWED, wandb=True)))
+    (session,) = wandb.sessions
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert session.written == [(record.pop("step"), record) for record in records]
+    assert session.is_finished
+    settings = session.settings
+    assert (settings["mode"], settings["dir"], settings["group"]) == ("offline", str(run), "run")
+    assert settings["config"]["following"]["wandb"]
+    assert settings["settings"] == {"silent": True, "console": "off"}
+
+
+def test_wandb_sends_only_where_it_is_told_to(log, tmp_path, wandb, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    train(make_run(log, tmp_path / "run", steps=1, following=FollowConfig(wandb=True)))
+    assert wandb.sessions[0].settings["mode"] == "online"
+
+
+def test_wandb_that_does_not_begin_is_one_line(log, tmp_path, wandb):
+    def refuse(**settings):
+        raise wandb.Error("No API key configured.")
+
+    wandb.init = refuse
+    with pytest.raises(
+        RunError, match=r"--wandb: No API key configured; log in with `wandb login`, or leave WANDB_MODE"
+    ):
+        train(make_run(log, tmp_path / "run", steps=1, following=FollowConfig(wandb=True)))
+
+
+def test_a_missing_wandb_names_the_extra(log, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(RunError, match=r"--wandb needs a package; pip install 'qtransformer\[wandb\]'"):
+        train(make_run(log, tmp_path / "run", following=FollowConfig(wandb=True)))
+
+
+def test_both_boards_at_once(log, tmp_path, wandb, monkeypatch):
+    written = []
+    monkeypatch.setattr(following, "_tensorboard", lambda *_: nullcontext(written.append))
+    run = train(make_run(log, tmp_path / "run", steps=6, following=FollowConfig(wandb=True, tensorboard=True)))
+    assert [line["step"] for line in written] == [step for step, _ in wandb.sessions[0].written] == [6]
+    assert run.exists()
+
+
+def test_evaluations_say_over_how_many_episodes(log, tmp_path):
+    assert lines(train(make_run(log, tmp_path / "run", steps=4)), "evaluated_episodes") == {4: 3}
 
 
 def test_nobody_wishes_by_default():

@@ -35,10 +35,12 @@ ORDER = ["batch", "files", "page", "config", "console", "ranks", "tokens", "toke
 ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "learner", "q_learning", "baselines"]
 ORDER += ["bad_batches", "signals", "provenance", "checkpoint", "run_folder", "guard"]
 ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
-ORDER += ["report_plots", "report", "compare_report", "deploy", "serve", "loading"]
+ORDER += ["compare_report", "deploy", "serve", "loading"]
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
-ORDER += ["explain_plots", "explain_page", "watch", "following", "training_state", "diary", "training"]
-ORDER += ["rerun", "replay", "pictures", "recording", "demo_report", "demo"]
+ORDER += ["explain_plots", "explain_page"]
+ORDER += ["run_records", "clips", "report", "report_plots", "report_course", "report_runs", "report_page"]
+ORDER += ["watch", "following", "training_state", "diary", "training"]
+ORDER += ["rerun", "replay", "pictures", "recording", "demo"]
 ORDER += ["plan", "log_commands", "run_commands", "evaluate_command", "deploy_commands", "serve_command", "cli"]
 COMMAND_LINE = {
     "training_log",
@@ -49,6 +51,7 @@ COMMAND_LINE = {
     "training",
     "explain_log",
     "explain",
+    "report",
     "recording",
     "demo",
     "log_commands",
@@ -213,7 +216,7 @@ def test_imports_follow_the_architecture():
         ("qtransformer/tokens.py", "from . import model", "model stands not before tokens"),
         ("qtransformer/encoders/image.py", "from ..learner import Learner", "learner stands not before encoders"),
         ("qtransformer/losses.py", "def f():\n    import qtransformer.learner", "losses.py:2 imports"),
-        ("qtransformer/report.py", "import qtransformer.deploy.export", "deploy stands not before report"),
+        ("qtransformer/policy.py", "import qtransformer.deploy.export", "deploy stands not before policy"),
         ("qtransformer/deploy/server.py", "from qtransformer.cli import main", "cli stands not before deploy"),
         ("qtransformer/deploy/__init__.py", "from qtransformer.deploy.export import export", "must stay free"),
         ("qtransformer/__init__.py", "from qtransformer.learner import Learner", "must stay free"),
@@ -250,7 +253,7 @@ def test_import_rules_bite(path: str, source: str, match: str):
     [
         ("qtransformer/model.py", "import torch\nfrom qtransformer.encoders.state import StateEncoder"),
         ("qtransformer/encoders/image.py", "from .state import StateEncoder\nfrom qtransformer.encoders import state"),
-        ("qtransformer/deploy/export.py", "from qtransformer import report\nfrom . import controller"),
+        ("qtransformer/deploy/export.py", "from qtransformer import losses\nfrom . import controller"),
         ("qtransformer/deploy/controller.py", "import json\nimport numpy as np\nimport onnxruntime"),
         ("qtransformer/demo.py", "import mujoco, h5py, qtransformer_envs\nfrom qtransformer.deploy import export"),
         ("qtransformer/cli.py", "import qtransformer_datasets.collect\nfrom qtransformer import demo, __version__"),
@@ -351,7 +354,7 @@ def test_wheel_holds_the_three_packages_and_nothing_else(wheel_names: set[str]):
     assert any(name.endswith("/licenses/LICENSE") for name in wheel_names)
 
 
-@pytest.mark.parametrize("pattern", ["*.py", "*.xml", "*.json", "*.md"])
+@pytest.mark.parametrize("pattern", ["*.py", "*.xml", "*.json", "*.md", "*.hpp", "*.cpp", "CMakeLists.txt"])
 def test_wheel_holds_every_source_file(wheel_names: set[str], pattern: str):
     files = {file.relative_to(ROOT).as_posix() for file in package_files(pattern)}
     assert files

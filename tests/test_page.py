@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from page_fixtures import EVIL, Page, assert_colours_follow_the_reader, assert_fetches_and_runs_nothing
 
-from qtransformer.page import PALETTE, facts, figure, fill, grid, legend, section, table, write
+from qtransformer.page import PALETTE, box, facts, figure, fill, grid, legend, section, table, write
 
 STYLE = """
 $base
@@ -98,3 +98,8 @@ def test_a_full_disk_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mon
         write("new page", path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_box_scrolls_and_can_be_reached_by_the_keyboard():
+    assert box("wide", "own") == '<div class="card scroll own" tabindex="0">wide</div>'
+    assert box("wide") == '<div class="card scroll" tabindex="0">wide</div>'

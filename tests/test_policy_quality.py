@@ -177,18 +177,23 @@ def test_a_log_is_made_once(log: Path, tmp_path: Path, monkeypatch: pytest.Monke
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def pooled(rate: float, high: float | None = None) -> dict[str, Any]:
-    high = rate if high is None else high
-    return {"success_rate": rate, "interval": [rate, high], "seeds": [rate], "training_cpu_s": 1.0, "updates": 1}
+def pooled(rate: float, interval: tuple[float, float] | None = None) -> dict[str, Any]:
+    interval = interval or (rate, rate)
+    return {"success_rate": rate, "interval": list(interval), "seeds": [rate], "training_cpu_s": 1.0, "updates": 1}
 
 
 @pytest.mark.parametrize(
-    ("ours", "high", "successes", "difference", "kept"),
-    [(0.5, 0.6, 0.4, 0.1, True), (0.5, 0.6, 0.6, -0.1, True), (0.5, 0.6, 0.61, -0.11, False)],
+    ("ours", "successes", "interval", "kept"),
+    [(0.5, 0.4, [0.05, 0.15], True), (0.5, 0.55, [-0.1, 0.0], True), (0.5, 0.56, [-0.11, -0.01], False)],
 )
-def test_the_verdict_by_hand(ours: float, high: float, successes: float, difference: float, kept: bool):
-    methods = {"ours": pooled(ours, high), "cloning of successes": pooled(successes)}
-    assert quality.verdict(methods) == {"difference": difference, "kept": kept}
+def test_the_verdict_by_hand(ours: float, successes: float, interval: list[float], kept: bool):
+    """Rates with 3 and 4 points to either end: their difference has 5."""
+    methods = {
+        "ours": pooled(ours, (ours - 0.03, ours + 0.03)),
+        "cloning of successes": pooled(successes, (successes - 0.04, successes + 0.04)),
+    }
+    found = quality.verdict(methods)
+    assert found == {"difference": pytest.approx(ours - successes), "interval": pytest.approx(interval), "kept": kept}
 
 
 def test_no_verdict_on_what_is_missing():
@@ -233,6 +238,8 @@ def write_results(work: Path) -> None:
         folder.mkdir(parents=True)
         name, updates = ("config.json", "steps") if "ours" in key else ("run.json", "updates")
         (folder / name).write_text(json.dumps({updates: 10 * successes}))
+        if "ours" in key:
+            (folder / "run.json").write_text(json.dumps({"sessions": []}))  # as `train` leaves one
         lines.append({"key": key, "successes": successes, "episodes": 50, "mean_length": 1.0, "training_cpu_s": 2.0})
     (work / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
 

@@ -1,272 +1,185 @@
-"""The page must hold what it was given, escaped, and nothing that a browser would fetch."""
+"""What a report gathers: from runs, files of evaluations, by playing; and what it says where something is missing."""
 
 from __future__ import annotations
 
-import base64
-import builtins
-import io
-import re
-import sys
-from dataclasses import replace
-from pathlib import Path
+import json
+import shutil
 
-import numpy as np
 import pytest
-from page_fixtures import EVIL, Page, assert_colours_follow_the_reader, assert_fetches_and_runs_nothing
+from report_fixtures import PASSING, make_sources, train_some, write_outcomes
 
+from qtransformer.cli import main
 from qtransformer.config import RunError
-from qtransformer.report import NO_ANIMATION, Animation, QPlot, Report, Row, render, save_picture, write_report
-from qtransformer.report_plots import all_series, percent, spread
-
-pytest.importorskip("matplotlib")
-from PIL import Image
-
-BARE = Report("Nothing", "", (), {}, None, None, {})
+from qtransformer.report import gather_report
+from qtransformer_datasets.schema import DatasetError
 
 
-def metrics(num_lines=20, **extra):
-    return [
-        {"step": 10 * i, "loss": 1.0 / (1 + i), **{key: value + i for key, value in extra.items()}}
-        for i in range(num_lines)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return train_some(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def words(runs):
+    return [f"ours={runs['ours0']},{runs['ours1']}", f"cloning={runs['bc']}"]
+
+
+def test_files_of_evaluations_are_compared(runs, words, tmp_path):
+    files = [write_outcomes(tmp_path / f"{name}.json", [name != "bc"] * 9) for name in ("o0", "o1", "bc", "expert")]
+    evaluations = (f"ours={files[0]},{files[1]}", f"cloning={files[2]}", f"expert={files[3]}")
+    report = gather_report(words, make_sources(evaluations=evaluations, max_steps=0))
+    assert report.success is not None
+    assert {each.name: each.rate for each in report.success.methods} == {"ours": 1.0, "cloning": 0.0, "expert": 1.0}
+    assert report.comparison is not None
+    assert len(report.comparison.pairs) == 3
+    assert report.names == ["ours", "cloning", "expert"]
+    assert [len(each) for each in report.methods.values()] == [2, 1]
+    assert report.explanations == {}
+
+
+def test_a_single_method_is_compared_with_nothing(runs, tmp_path):
+    evaluations = (f"{runs['bc']}={write_outcomes(tmp_path / 'a.json', [True, False])}",)
+    report = gather_report([str(runs["bc"])], make_sources(evaluations=evaluations, max_steps=0))
+    assert report.success is not None
+    assert report.comparison is None
+
+
+def test_one_episode_of_several_trainings_tells_nothing(runs, words, tmp_path):
+    files = [write_outcomes(tmp_path / f"{name}.json", [True]) for name in ("o0", "o1", "bc")]
+    evaluations = (f"ours={files[0]},{files[1]}", f"cloning={files[2]}")
+    report = gather_report(words, make_sources(evaluations=evaluations, max_steps=0))
+    assert (report.success is not None, report.comparison) == (True, None)
+
+
+def test_evaluations_of_different_episodes_are_not_compared(words, tmp_path):
+    files = [write_outcomes(tmp_path / f"{name}.json", [True] * (2 + place)) for place, name in enumerate("ab")]
+    with pytest.raises(RunError, match=r"seeds of \S+ and \S+ must be the same, got only the second has 2"):
+        gather_report(words, make_sources(evaluations=(f"ours={files[0]}", f"cloning={files[1]}")))
+    other = write_outcomes(tmp_path / "c.json", [True] * 2, environment_id="another")
+    with pytest.raises(RunError, match=rf"environments of .* must be the same, got '{PASSING}' and 'another'"):
+        gather_report(words, make_sources(evaluations=(f"ours={files[0]}", f"cloning={other}")))
+
+
+def test_runs_are_played_for_rates_and_clips(words):
+    report = gather_report(words, make_sources(4, max_steps=0))
+    assert report.success is not None
+    assert [(each.name, each.outcomes.shape) for each in report.success.methods] == [
+        ("ours", (2, 4)),
+        ("cloning", (1, 4)),
     ]
+    assert report.success.environment_id == PASSING
+    assert all(1 <= len(each) <= 2 for each in report.clips.values())
+    assert list(report.clips) == ["ours", "cloning"]
 
 
-def frames(count=80, height=240, width=320):
-    ramp = np.broadcast_to(np.linspace(0, 200, width, dtype=np.uint8)[None, :, None], (height, width, 3))
-    moving = [ramp.copy() for _ in range(count)]
-    for index, frame in enumerate(moving):
-        frame[height // 2 : height // 2 + 20, 2 * index : 2 * index + 20] = 255
-    return moving
+def test_files_go_before_what_was_played(words, tmp_path):
+    evaluations = (f"ours={write_outcomes(tmp_path / 'a.json', [True] * 7)}",)
+    report = gather_report(words, make_sources(2, evaluations=evaluations, max_steps=0))
+    assert report.success is not None
+    assert len(report.success.seeds) == 7
+    assert list(report.clips) == ["ours", "cloning"]
 
 
-def q_plot(tokens=3, bins=8):
-    rng = np.random.default_rng(0)
-    return QPlot(
-        dimensions=tuple(f"joint {i} (rad)" for i in range(tokens)),
-        centres=[np.linspace(-1, 1, bins)] * tokens,
-        q_values=rng.uniform(size=(tokens, bins)),
-        density=rng.uniform(size=(tokens, bins)),
-        greedy=np.zeros(tokens, np.int64),
-        logged=np.ones(tokens, np.int64),
-        caption="episode 3, step 14",
-    )
+def test_without_playing_the_environment_is_shown(words):
+    report = gather_report(words, make_sources(max_steps=0))
+    assert (report.success, report.comparison, report.notes) == (None, None, ())
+    ((name, (clip,)),) = report.clips.items()
+    assert (name, clip.caption) == ("ours", f"{PASSING}, the start of seed 0")
 
 
-@pytest.fixture(scope="module")
-def report() -> Report:
-    rows = (
-        Row("cloning", "Behaviour cloning", 9, 40, (0.1234, 0.3751), 99.6, "all episodes"),
-        Row("ours", "Q-Transformer", 35, 40, (0.7389, 0.9454), 61.2),
-    )
-    curves = {"cloning": metrics(cross_entropy=1.0), "ours": metrics(squared_error=0.1, q_logged=0.2, target=0.3)}
-    animation = Animation(frames(6, 48, 64), 10.0, "seed 1003")
-    return Report("A title", "An introduction.", rows, curves, q_plot(), animation, {"command": "qtransformer demo"})
+def test_values_are_held_against_the_runs_own_log_or_another(runs, words):
+    report = gather_report(words, make_sources(max_steps=1000))
+    assert list(report.explanations) == ["ours", "cloning"]
+    assert [each.origin for each in report.explanations["ours"].checks] == ["trained on"]
+    assert report.explanations["ours"].episode.success
+    assert report.explanations["cloning"].checks == ()
+    report = gather_report(words[:1], make_sources(dataset=runs["log"]))
+    assert list(report.explanations) == ["ours"]
 
 
-@pytest.fixture(scope="module")
-def html(report: Report) -> str:
-    return render(report)
+def test_a_log_that_is_gone_or_has_changed_is_said(runs, tmp_path):
+    run = shutil.copytree(runs["bc"], tmp_path / "run")
+    kept = runs["log"].with_name("kept")
+    runs["log"].rename(kept)
+    try:
+        report = gather_report([str(run)], make_sources())
+        (note,) = report.notes
+        assert note.endswith(f"no values on its log: {runs['log']} is not there any more; name a log with --dataset.")
+        with pytest.raises(DatasetError):
+            gather_report([str(run)], make_sources(dataset=runs["log"]))
+    finally:
+        kept.rename(runs["log"])
+    for path in run.glob("checkpoints/*"):  # as if it had been trained on another log, by the checksums' own rule
+        document = json.loads((path / "checkpoint.json").read_text())
+        document["dataset"]["fingerprint"] = "0" * 64
+        _rewrite(path, json.dumps(document))
+    (note,) = gather_report([str(run)], make_sources()).notes
+    assert note.endswith("log has changed since; name a log with --dataset.")
 
 
-def test_page_holds_what_it_was_given(html: str):
-    page = Page(html)
-    for text in ("A title", "An introduction.", "Behaviour cloning", "all episodes", "22.5 %", "12–38 %", "9 of 40"):
-        assert text in page.text
-    for text in (
-        "100 steps",
-        "87.5 %",
-        "74–95 %",
-        "joint 2 (rad)",
-        "episode 3, step 14",
-        "seed 1003",
-        "qtransformer demo",
-    ):
-        assert text in page.text
-    # 1 success rates + 3 losses + 1 Q over training + 3 tokens
-    assert len(page.found("svg")) == 8
-    assert len(page.found("title")) == 1
+def _rewrite(checkpoint, text):
+    from qtransformer.checkpoint import _sha256
+
+    (checkpoint / "checkpoint.json").write_text(text)
+    names = ("checkpoint.json", "training.safetensors", "weights.safetensors")
+    (checkpoint / "SHA256SUMS").write_text("".join(f"{_sha256(checkpoint / name)}  {name}\n" for name in names))
 
 
-def test_page_fetches_nothing(html: str):
-    assert Page(html).links
-    assert "; img-src data:; style-src" in html
-    assert_fetches_and_runs_nothing(html, "#", "data:image/webp;base64,")
+def test_a_run_without_a_policy_is_told_as_far_as_it_goes(runs, words, tmp_path):
+    run = shutil.copytree(runs["bc"], tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    report = gather_report([*words, str(run)], make_sources(2))
+    assert report.success is not None
+    assert [each.name for each in report.success.methods] == ["ours", "cloning"]
+    (note,) = report.notes
+    assert note.startswith(f"{run}: No policy: ")
+    alone = gather_report([str(run)], make_sources(2))
+    assert (alone.success, alone.clips, alone.explanations) == (None, {}, {})
 
 
-def test_every_reference_inside_a_figure_has_its_target(html: str):
-    targets = {link[1:] for link in Page(html).links if link.startswith("#")} | set(
-        re.findall(r"url\(#([^)]*)\)", html)
-    )
-    assert targets
-    assert targets <= set(Page(html).ids)
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_what_users_write_is_escaped(report: Report):
-    rows = [Row(EVIL, EVIL, 1, 2, (0.1, 0.9), 3.0, EVIL)]
-    plot = replace(q_plot(), dimensions=(EVIL,) * 3, caption=EVIL)
-    animation = Animation(frames(1, 48, 64), 10, EVIL)
-    page = Page(render(Report(EVIL, EVIL, rows, {EVIL: report.curves["ours"]}, plot, animation, {EVIL: EVIL})))
-    assert not page.found("script")
-    assert page.text.count(EVIL) > 10
+def test_the_command_writes_a_page_and_says_where(runs, words, tmp_path, capsys):
+    out = tmp_path / "new" / "page.html"
+    flags = ["--episodes", "2", "--env-id", PASSING, "--import", "evaluation_fixtures", "--title", "A <title>"]
+    assert main(["report", *words, "--out", str(out), *flags, "--text", "Some words."]) == 0
+    assert capsys.readouterr().out == f"reported: {out}\n"
+    page = out.read_text()
+    assert "<h1>A &lt;title&gt;</h1>" in page
+    assert "Some words." in page
+    assert len(page) < 10_000_000
 
 
-def test_colours_are_variables_in_figures_and_defined_for_light_and_dark(html: str):
-    assert_colours_follow_the_reader(html)
-
-
-def test_same_report_same_page(report: Report, html: str):
-    assert render(report) == html
-
-
-def test_without_animation_the_page_says_how_to_get_one(report: Report):
-    page = Page(render(replace(report, animation=None)))
-    assert NO_ANIMATION in page.text
-    assert "MUJOCO_GL=egl" in NO_ANIMATION
-    assert not page.found("img")
-
-
-def test_empty_report_says_so():
-    page = Page(render(BARE))
-    assert "Nothing was evaluated." in page.text
-    assert "No metrics were recorded." in page.text
-    assert len(page.found("section")) == 3
-
-
-def test_animation_plays_in_real_time_and_is_small(tmp_path: Path):
-    write_report(replace(BARE, animation=Animation(frames(80), 20, "")), tmp_path / "report.html")
-    html = (tmp_path / "report.html").read_text()
-    assert len(html.encode()) < 1_000_000
-    (link,) = [link for link in Page(html).links if link.startswith("data:")]
-    image = Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2])))
-    assert image.size == (320, 240)
-    durations = []
-    for index in range(image.n_frames):  # type: ignore[attr-defined]
-        image.seek(index)
-        image.load()
-        durations.append(image.info["duration"])
-    assert sum(durations) == 80 * 50
-
-
-def test_animation_that_does_not_compress_is_made_smaller(monkeypatch):
-    monkeypatch.setattr("qtransformer.report._MAX_ANIMATION_BYTES", 20_000)
-    rng = np.random.default_rng(0)
-    noise = [rng.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(3)]
-    html = render(replace(BARE, animation=Animation(noise, 10, "")))
-    data = base64.b64decode(html.partition("base64,")[2].partition('"')[0])
-    assert Image.open(io.BytesIO(data)).width == 160
-    assert len(data) < 20_000
-
-
-def test_long_animation_is_thinned_and_keeps_its_time(monkeypatch):
-    monkeypatch.setattr("qtransformer.report._MAX_FRAMES", 4)
-    html = render(replace(BARE, animation=Animation(frames(10, 24, 32), 10, "")))
-    image = Image.open(io.BytesIO(base64.b64decode(html.partition("base64,")[2].partition('"')[0])))
-    image.load()
-    assert image.n_frames == 4  # type: ignore[attr-defined]
-    assert image.info["duration"] == 300
+def test_the_command_says_what_the_page_lacks(runs, tmp_path, capsys):
+    run = shutil.copytree(runs["bc"], tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"st')
+    assert main(["report", str(run), "--out", str(tmp_path / "page.html"), "--max-steps", "0"]) == 0
+    said = capsys.readouterr().err
+    assert f"{run}: metrics.jsonl is missing or empty" in said
+    assert "Traceback" not in said
+    page = (tmp_path / "page.html").read_text()
+    assert "metrics.jsonl is missing or empty" in page
+    assert f"<h1>Report: {run}</h1>" in page
 
 
 @pytest.mark.parametrize(
-    ("bad", "fps", "match"),
+    ("flags", "match"),
     [
-        ([], 10, "frames must be uint8 of one shape"),
-        ([np.zeros((4, 4, 3))], 10, "frames must be uint8"),
-        ([np.zeros((4, 4), np.uint8)], 10, r"got \[\(4, 4\)\]"),
-        ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5, 3), np.uint8)], 10, r"\(4, 4, 3\), \(4, 5, 3\)"),
-        ([np.zeros((4, 4, 3), np.uint8)], 0, r"fps \(0\) must be above 0"),
+        (["--episodes", "-1"], "episodes (-1) must be at least 0; change --episodes"),
+        (["--max-steps", "-1"], "max_steps (-1) must be at least 0; change --max-steps"),
+        (["--evaluations", "x=nothing.json"], "nothing.json: must be a run, a bundle or a file of `evaluate --json`"),
+        (["--episodes", "1", "--env-id", "no/Such-v0"], "environment id ('no/Such-v0') is unknown"),
+        (["--out", "/dev/null/page.html", "--max-steps", "0"], "--out /dev/null/page.html: cannot be written"),
     ],
 )
-def test_animation_refuses(bad, fps, match):
-    with pytest.raises(RunError, match=match):
-        Animation(bad, fps, "")
+def test_mistakes_are_one_line(runs, flags, match, capsys):
+    assert main(["report", str(runs["bc"]), *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("qtransformer report: error: ")
+    assert match in line
 
 
-@pytest.mark.parametrize(("successes", "episodes"), [(0, 0), (3, 2), (-1, 2)])
-def test_row_refuses_impossible_counts(successes, episodes):
-    with pytest.raises(RunError, match=rf"ours: successes \({successes}\) must be in"):
-        Row("ours", "Ours", successes, episodes, (0.0, 1.0), 1.0)
-
-
-def test_figures_in_words():
-    assert [percent(share) for share in (0.0, 1 / 3, 0.625, 0.85, 1.0)] == ["0 %", "33.3 %", "62.5 %", "85 %", "100 %"]
-    assert spread(Row("a", "a", 1, 2, (0.0, 0.996), 1.0)) == "0–100 %"
-
-
-def test_row_and_run_of_one_name_look_alike_and_no_two_names_do(report: Report):
-    series = all_series(report.rows, {f"run {i}": [] for i in range(20)} | {"ours": []})
-    assert (series["ours"].label, series["ours"].colour) == ("Q-Transformer", "series-1")
-    assert len({(each.colour, each.line) for each in series.values()}) == len(series) == 22
-
-
-@pytest.mark.parametrize("num_runs", [1, 30])
-def test_any_number_of_runs(num_runs: int):
-    page = Page(render(replace(BARE, curves={f"run {i}": metrics() for i in range(num_runs)})))
-    assert page.text.count("run ") >= num_runs
-    assert len(page.found("svg")) == 1
-
-
-@pytest.mark.parametrize(
-    "lines",
-    [
-        [],
-        [{"step": 1, "loss": 0.5}],
-        [{"step": 1, "loss": float("nan"), "q_logged": float("inf")}, {"step": 2, "loss": 1.0}],
-        [{"step": 1}, {"step": 2, "loss": -1e9}, {"step": 3, "loss": 1e9}],
-        [{"step": i, "loss": 1e-6 * (i + 1)} for i in range(20_000)],
-    ],
-    ids=["none", "one", "not finite", "huge", "long"],
-)
-def test_any_metrics(lines):
-    html = render(replace(BARE, curves={"run": lines}))
-    assert ("No metrics were recorded." in html) == (not lines)
-    assert len(html) < 100_000
-
-
-def test_q_plot_draws_one_bin_no_log_and_what_is_not_admitted():
-    one_bin = replace(q_plot(bins=1), logged=None, greedy=np.zeros(3, np.int64))
-    assert "logged bin" not in Page(render(replace(BARE, q_plot=one_bin))).text
-    masked = q_plot()
-    masked.q_values[:, 2:5] = -np.inf
-    masked.density[:] = 0.0
-    assert "logged bin" in Page(render(replace(BARE, q_plot=masked))).text
-
-
-@pytest.mark.parametrize("missing", ["matplotlib", "PIL"])
-def test_missing_matplotlib_says_what_to_install(report: Report, tmp_path: Path, monkeypatch, missing):
-    original = builtins.__import__
-
-    def refuse(name, *args, **kwargs):
-        if name.partition(".")[0] == missing:
-            raise ImportError(f"No module named {name}", name=name)
-        return original(name, *args, **kwargs)
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == missing]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(RunError, match=re.escape(f"{missing}") + r".*pip install 'qtransformer\[plot\]'"):
-        write_report(report, tmp_path / "report.html")
-    with pytest.raises(RunError, match=r"pip install 'qtransformer\[plot\]'"):
-        save_picture(report, tmp_path / "report.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch):
-    path = tmp_path / "report.html"
-    path.write_text("before")
-
-    def fail(self, target):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        write_report(BARE, path)
-    assert [each.read_text() for each in tmp_path.iterdir()] == ["before"]
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 80])
-def test_picture(report: Report, tmp_path: Path, count: int):
-    animation = Animation(frames(count, 48, 64), 20, "") if count else None
-    save_picture(replace(report, animation=animation), tmp_path / "picture.png")
-    with Image.open(tmp_path / "picture.png") as image:
-        assert image.format == "PNG"
-        assert image.width == (1500 if count else 840)
+def test_a_folder_that_is_no_run_is_refused(runs, capsys):
+    assert main(["report", str(runs["log"])]) == 2
+    assert "must be the --out folder of `train`, got one without config.json" in capsys.readouterr().err

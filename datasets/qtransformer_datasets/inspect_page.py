@@ -127,7 +127,7 @@ def _tasks(text: Mapping[str, Any]) -> Iterator[str]:
 
 def _groups(head: str, groups: Iterable[Mapping[str, Any]]) -> str:
     rows = ((_text(each["text"]), f"{each['episodes']:,}", share(each["success_rate"])) for each in groups)
-    return f'<div class="card scroll" tabindex="0">{page.table((head, "episodes", "success rate"), rows)}</div>'
+    return page.box(page.table((head, "episodes", "success rate"), rows))
 
 
 def _elements(steps: Steps, key: str, rows: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -103,6 +103,7 @@ def _write(
     for name in ("controller.py", "self_test.py", SCHEMA.name):
         shutil.copyfile(_HERE / name, folder / name)
     shutil.copyfile(_HERE / "bundle_readme.md", folder / "README.md")
+    shutil.copytree(_HERE / "cpp", folder / "cpp", ignore=shutil.ignore_patterns("build"))
     _write_sums(folder)
     report = _parity(folder)
     report["graphs"] = {
@@ -117,8 +118,9 @@ def _write(
 
 def _write_sums(folder: Path) -> None:
     """Writes what `sha256sum --check SHA256SUMS` reads."""
-    files = sorted(path for path in folder.iterdir() if path.name != "SHA256SUMS")
-    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in files]
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
+    sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
     (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 
 
