@@ -42,9 +42,12 @@ class Ours:
         learner, batch = self._learners[name]
         return cpu_seconds(lambda: learner.update(batch), repeats)
 
-    def make_actors(self, sizes: Sizes, bundle: str) -> dict[str, Any]:
-        """Makes the eager policy, exports it to the folder `bundle` and loads that; returns their sizes."""
-        from qtransformer.deploy.controller import Controller
+    def make_actors(self, name: str, sizes: Sizes, bundle: str) -> dict[str, Any]:
+        """Makes the eager policy, exports it to the folder `bundle` and loads that; returns their sizes.
+
+        They act under "NAME: eager", "NAME: exported" (the controller) and "NAME: session" (its graph alone).
+        """
+        from qtransformer.deploy.controller import Controller, make_session
         from qtransformer.deploy.export import Samples, export_bundle
 
         policy, spec = make_policy(sizes).eval(), make_spec(sizes)
@@ -52,16 +55,25 @@ class Ours:
         num_frames = np.full(4, sizes["window"])
         samples = Samples(frames, num_frames)
         export_bundle(policy, spec=spec, samples=samples, card={}, out=Path(bundle))
-        controller = Controller(bundle)
+        session = make_session(Path(bundle, "policy.onnx").read_bytes())
+        controller = Controller(bundle, session=session)
         controller.reset()
         inputs = {key: torch.from_numpy(array[:1]) for key, array in frames.items()}
         newest = {key: array[0, -1] for key, array in frames.items()}
+        shapes = {each["name"]: each["shape"] for each in controller.card["inputs"]}
+        state = {
+            "history_in": np.zeros(shapes["history_in"], np.float32),
+            "num_frames_in": np.full(1, sizes["window"] - 1),
+        }
+        called = {**{key: array[None] for key, array in newest.items()}, **state}
 
         @torch.inference_mode()
         def act_eagerly() -> object:
             return policy(inputs, torch.from_numpy(num_frames[:1]))
 
-        self._actors = {"eager": act_eagerly, "exported": lambda: controller.step(newest)}
+        self._actors[f"{name}: eager"] = act_eagerly
+        self._actors[f"{name}: exported"] = lambda: controller.step(newest)
+        self._actors[f"{name}: session"] = lambda: session.run(None, called)
         for _ in range(sizes["window"]):  # from here on the history is full
             controller.step(newest)
         regions, order = weights_read(policy)

@@ -11,7 +11,6 @@ named tensors and JSON.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -25,11 +24,10 @@ from safetensors.torch import load_file, save_file
 
 from qtransformer.config import RunError
 from qtransformer.console import say
-from qtransformer.files import fsync
+from qtransformer.files import SUMS, fsync, sha256, write_sums
 from qtransformer.provenance import git_revision, versions
 
 FORMAT_VERSION = 5
-_SUMS = "SHA256SUMS"
 _KEPT = 2
 
 
@@ -75,7 +73,7 @@ def save_checkpoint(
         save_file(training, beside / "training.safetensors")
         document = {"format_version": FORMAT_VERSION, **info, "versions": versions(), "git_revision": git_revision()}
         (beside / "checkpoint.json").write_text(json.dumps(document, indent=1))
-        (beside / _SUMS).write_text("".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(beside.iterdir())))
+        write_sums(beside)
         for path in (*beside.iterdir(), beside):
             fsync(path)
         shutil.rmtree(final, ignore_errors=True)
@@ -160,21 +158,16 @@ def _compare_sums(folder: Path) -> None:
         DamagedError: one is missing, or is another.
     """
     try:
-        lines = (folder / _SUMS).read_text().splitlines()
+        lines = (folder / SUMS).read_text().splitlines()
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{folder / _SUMS}: is missing or damaged ({error})") from error
+        raise DamagedError(f"{folder / SUMS}: is missing or damaged ({error})") from error
     for name in ("weights.safetensors", "training.safetensors", "checkpoint.json"):
         try:
-            found = _sha256(folder / name)
+            found = sha256(folder / name)
         except OSError as error:
             raise DamagedError(f"{folder / name}: is missing or damaged ({error})") from error
         if f"{found}  {name}" not in lines:
-            raise DamagedError(f"{folder / name}: is damaged (its sha256 is not that of {_SUMS})")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            raise DamagedError(f"{folder / name}: is damaged (its sha256 is not that of {SUMS})")
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:

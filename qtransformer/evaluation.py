@@ -8,6 +8,7 @@ is counted apart. It must not know torch: a bundle is evaluated in a process tha
 from __future__ import annotations
 
 import importlib
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from qtransformer.config import RunError
 from qtransformer.outcomes import RETURN_RULE, WORD_RULE, CrashedEpisode, EpisodeOutcome, Evaluation
 from qtransformer.rollout import Observation, Rollout
 from qtransformer.vectorization import AsyncEnvironments, Reset, SyncEnvironments, Vectorization, open_environments
+
+# An absolute path, one of a home or drive, one that leads up, or module:name.
+_PLACE = re.compile(r"^[/~.\\]|^\w:[\\/]|(^|[/\\])\.\.([/\\]|$)|^[A-Za-z_][\w.]*:\S+$")
 
 
 @runtime_checkable
@@ -51,11 +55,14 @@ class EvaluationError(RunError):
 def make_environment(environment_id: str, kwargs: Mapping[str, Any], imports: Sequence[str]) -> gymnasium.Env:
     """Returns the environment, after importing the modules that register it.
 
-    An id comes from a log. Gymnasium imports what stands before a colon in it, so that must be among `imports`.
+    Id and settings come from a log. Gymnasium imports what stands before a colon in an id, so that must be among
+    `imports`; a setting must be no path, and no such id.
 
     Raises:
-        EvaluationError: the id is unknown, or a module cannot be imported, or was not asked for.
+        EvaluationError: the id is unknown, a module cannot be imported or was not asked for, or a setting leads out.
     """
+    for name, value in kwargs.items():
+        _refuse_places(name, value)
     module, colon, _ = environment_id.rpartition(":")
     if colon and module not in imports:
         raise EvaluationError(
@@ -71,6 +78,24 @@ def make_environment(environment_id: str, kwargs: Mapping[str, Any], imports: Se
         raise EvaluationError(
             f"environment id ({environment_id!r}) is unknown: {error}; name the package that registers it with --import"
         ) from error
+
+
+def _refuse_places(name: str, value: Any) -> None:
+    """Makes sure that no text in a setting names a file, or a module to import.
+
+    Raises:
+        EvaluationError: one does.
+    """
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for each in value:
+            _refuse_places(name, each)
+    elif isinstance(value, str) and _PLACE.search(value):
+        raise EvaluationError(
+            f"environment setting {name} ({value!r}) of the log names a file or a module, and these are not followed; "
+            "register an id with this setting in a module of yours, and name them with --env-id and --import"
+        )
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ is written.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+SUMS = "SHA256SUMS"
 _NO_FOLDERS = (errno.EACCES, errno.EBADF, errno.EINVAL)  # from a file system that cannot wait for a folder's names
 
 
@@ -43,6 +45,27 @@ def leftovers(folder: Path, name: str = "*") -> list[Path]:
         name: of the files that were to be written; a pattern of `glob`.
     """
     return list(folder.glob(f".{name}.*.tmp"))
+
+
+def sha256(path: Path) -> str:
+    """Returns the sha256 (hex) of a file's content.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sums(folder: Path) -> None:
+    """Writes the sums of all files in `folder` and below to its SHA256SUMS, as `sha256sum --check` reads them.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
+    lines = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def fsync(path: Path) -> None:

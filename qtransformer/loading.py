@@ -98,17 +98,23 @@ def load_run(folder: Path) -> LoadedRun:
     """Returns the policy of a run's newest checkpoint.
 
     Raises:
-        CheckpointError: there is none, it is damaged, or it is of another version.
+        RunError: there is none, it is damaged, of another version, or describes no policy.
     """
     from qtransformer.checkpoint import load_checkpoint
     from qtransformer.policy import build_policy
 
     checkpoint = load_checkpoint(folder)
     info = checkpoint.info
-    spec = DatasetSpec.from_json(info["spec"])
-    config = TrainConfig.from_json(info["config"])
-    policy = build_policy(config, spec, info["statistics"], info["action_centres"])
-    policy.load_state_dict(checkpoint.weights)
+    try:
+        spec = DatasetSpec.from_json(info["spec"])
+        config = TrainConfig.from_json(info["config"])
+        policy = build_policy(config, spec, info["statistics"], info["action_centres"])
+        policy.load_state_dict(checkpoint.weights)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise RunError(
+            f"{checkpoint.path}: checkpoint.json and the weights must describe one policy, got something else "
+            f"({' '.join(repr(error).split())[:200]}); train again"
+        ) from error
     return LoadedRun(folder, policy.eval(), spec, info)
 
 

@@ -58,9 +58,10 @@ def warn_if_log_changed(origin: Mapping[str, Any]) -> None:
     """Prints a warning where the log of a run is still there, but no longer what the run was trained on.
 
     Args:
-        origin: a run's checkpoint.json, or a bundle's policy.json; one that names no log is passed over.
+        origin: a run's checkpoint.json; one that names no log is passed over, and so is a bundle's policy.json: bundles
+            travel, and whatever has the log's path on this machine is none of theirs.
     """
-    if "config" not in origin or "dataset" not in origin:
+    if "config" not in origin or "dataset" not in origin or "schema_version" in origin:
         return
     then = origin["dataset"]
     path, fingerprint = Path(then["path"]), then["fingerprint"]

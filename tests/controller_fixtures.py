@@ -176,18 +176,32 @@ def golden() -> dict[str, np.ndarray]:
 
 def write_bundle(folder: Path, changes: Mapping[str, np.ndarray] | None = None, **card: Any) -> Path:
     """Writes a bundle folder; `changes` replace arrays of golden.npz, keywords entries of the card."""
-    import onnx.helper
-    import onnx.parser
-
     document = {**copy.deepcopy(CARD), **card}
     for name, text in (("policy.onnx", GRAPH), ("policy_flat.onnx", FLAT)):
-        model = onnx.parser.parse_model(text)
-        onnx.helper.set_model_props(model, {"policy_card": json.dumps(document)})
-        (folder / name).write_bytes(model.SerializeToString())
+        write_graph(folder / name, text, document)
     np.savez(folder / "golden.npz", allow_pickle=False, **{**golden(), **(changes or {})})
     (folder / "policy.json").write_text(json.dumps(document))
     for name in ("controller.py", "self_test.py", SCHEMA.name):
         shutil.copyfile(Path(module.__file__).with_name(name), folder / name)
+    return write_sums(folder)
+
+
+def write_graph(path: Path, text: str, card: Mapping[str, Any]) -> None:
+    """Writes an ONNX file with the card in its metadata."""
+    import onnx.helper
+    import onnx.parser
+
+    model = onnx.parser.parse_model(text)
+    onnx.helper.set_model_props(model, {"policy_card": json.dumps(card)})
+    path.write_bytes(model.SerializeToString())
+
+
+def with_int8(folder: Path, q_max: str = "0.5, 0.25", num_equal: int = 2 * TIMES) -> Path:
+    """Adds policy.int8.onnx to a bundle, which sees the values `q_max`; at its export `num_equal` tokens were equal."""
+    text = GRAPH.replace("{0.5, 0.25}", f"{{{q_max}}}")
+    write_graph(folder / "policy.int8.onnx", text, json.loads((folder / "policy.json").read_text()))
+    formats = {"policy.int8.onnx": {"tokens": {"equal": num_equal, "total": 2 * TIMES}}}
+    (folder / "parity.json").write_text(json.dumps({"formats": formats}))
     return write_sums(folder)
 
 

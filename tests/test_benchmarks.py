@@ -285,7 +285,8 @@ def test_sizes_are_options_of_the_peers_worker():
 
 
 def test_latency_figures_by_hand():
-    calls = {"eager": [[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], "exported": [[1.0], [1.0]], "peer": [[8.0], [12.0]]}
+    calls = {"eager": [[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], "exported": [[1.0], [1.0]], "session": [[0.8], [0.8]]}
+    calls["peer"] = [[8.0], [12.0]]
     found = latency.summary(calls, floors=[0.0005], num_bytes=2_000_000)
     assert found["ratio"] == {"exported": 10.0, "eager": 3.5}
     assert found["ratio_range"] == {"exported": [8.0, 12.0], "eager": [3.0, 4.0]}
@@ -294,25 +295,28 @@ def test_latency_figures_by_hand():
         "cpu_milliseconds": 0.5,
         "megabytes": 2.0,
         "gigabytes_per_second": 4.0,
-        "times_the_floor": {"exported": 2.0, "eager": 7.0},
+        "times_the_floor": {"eager": 7.0, "exported": 2.0, "session": 1.6},
     }
+    assert found["ratio_to_rule"] == {"eager": 1.75, "exported": 0.5, "session": 0.4}  # the rule says 1.5 + 0.5 ms
 
 
 @pytest.mark.parametrize(
-    ("ratio", "tails", "broken"),
+    ("ratio", "tails", "rule", "broken"),
     [
-        ((8.0, 3.0), (1.9, 1.9), []),
-        ((7.9, 3.0), (1.9, 1.9), ["exported: at least 8.0x"]),
-        ((8.0, 2.9), (1.9, 1.9), ["eager: at least 3.0x"]),
-        ((8.0, 3.0), (2.0, 1.9), ["exported: p99 under 2.0x the median"]),
-        ((8.0, 3.0), (1.9, 2.0), ["eager: p99 under 2.0x the median"]),
+        ((8.0, 3.0), (1.9, 1.9), 1.3, []),
+        ((7.9, 3.0), (1.9, 1.9), 1.3, ["exported: at least 8.0x"]),
+        ((8.0, 2.9), (1.9, 1.9), 1.3, ["eager: at least 3.0x"]),
+        ((8.0, 3.0), (2.0, 1.9), 1.3, ["exported: p99 under 2.0x the median"]),
+        ((8.0, 3.0), (1.9, 2.0), 1.3, ["eager: p99 under 2.0x the median"]),
+        ((8.0, 3.0), (1.9, 1.9), 1.31, ["small: exported within 1.3x the rule"]),
     ],
 )
-def test_latency_says_which_promises_it_keeps(ratio: tuple, tails: tuple, broken: list[str]):
+def test_latency_says_which_promises_it_keeps(ratio: tuple, tails: tuple, rule: float, broken: list[str]):
     names = ("exported", "eager")
     result = {
         "ratio": dict(zip(names, ratio, strict=True)),
         "cpu_milliseconds": {name: {"p99_over_median": tail} for name, tail in zip(names, tails, strict=True)},
+        "bundles": {"small": {"ratio_to_rule": {"exported": rule, "session": 9.0}}},
     }
     assert [name for name, is_kept in latency.verdicts(result).items() if not is_kept] == broken
 
@@ -351,8 +355,11 @@ def test_throughput_prints_its_result_last(
 def test_latency_prints_its_result_last(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
+    monkeypatch.setattr(latency, "BUNDLES", {"small": {"dimensions": 2}, "left out by --quick": {}})
     result = run_main(latency, monkeypatch, tmp_path, capsys)
     assert result["benchmark"] == "latency"
+    assert list(result["bundles"]) == ["small"]
+    assert all(each > 0 for each in result["bundles"]["small"]["ratio_to_rule"].values())
     assert result["cpu_milliseconds"]["peer"] == {"median": 30, "p99": 30, "p99_over_median": 1}
     for name, ratio in result["ratio"].items():
         low, high = result["ratio_range"][name]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from controller_fixtures import WINDOW, change_card, observation, write_bundle, write_sums
+from controller_fixtures import WINDOW, change_card, observation, with_int8, write_bundle, write_sums
 
 from qtransformer.deploy import controller as module
 from qtransformer.deploy.bundle_policy import BundlePolicy
@@ -226,6 +226,21 @@ def test_missing_model(folder: Path):
     (folder / "policy.onnx").unlink()
     with pytest.raises(ControllerError, match=r"policy.onnx: cannot be read"):
         Controller(folder)
+
+
+def test_another_model_of_the_bundle(folder: Path):
+    with_int8(folder, "0.5, 0.125")
+    controller = Controller(folder, model="policy.int8.onnx")
+    controller.reset()
+    assert controller.step(observation(0.01, 0.02)) is not None
+    assert controller.last_outputs is not None
+    assert controller.last_outputs.q_max.tolist() == [0.5, 0.125]
+
+
+@pytest.mark.parametrize("model", ["policy.int8.onnx", "policy_flat.onnx", "../policy.onnx"])
+def test_a_model_that_the_bundle_does_not_hold(folder: Path, model: str):
+    with pytest.raises(ControllerError, match=r"model \(.*\) must be one of \['policy.onnx'\], which .* holds"):
+        Controller(folder, model=model)
 
 
 def test_a_model_that_onnxruntime_refuses(folder: Path):

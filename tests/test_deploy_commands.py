@@ -46,7 +46,7 @@ def test_verify(bundle: Path):
     assert json.loads(result.stdout)["passed"]
     result = call("verify", bundle)
     assert result.returncode == 0
-    assert "8 of 8 equal" in result.stdout
+    assert "8 of 8 tokens equal" in result.stdout
     (bundle / "golden.npz").write_bytes(b"")
     result = call("verify", bundle, "--json")
     assert result.returncode == 2
@@ -99,6 +99,7 @@ def test_run_obeys_limits(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--env-id", "test/Nothing-v0"], "environment id ('test/Nothing-v0') is unknown"),
         (["--episodes", "0"], "episodes (0) must be at least 1"),
         (["--rate", "-1"], "rate (-1.0) must be above 0"),
+        (["--model", "policy.int8.onnx"], "model (policy.int8.onnx) must be one of ['policy.onnx']"),
         (["--limits", "none.json"], "--limits none.json: cannot be used"),
         (["--log", "none/log.jsonl", "--episodes", "1"], "--log none/log.jsonl: cannot be written"),
     ],
@@ -139,8 +140,11 @@ def exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_export_passes_on_limits_and_budget_and_warns(exported: dict[str, Any], capsys: pytest.CaptureFixture[str]):
     Path("limits.json").write_text('{"safety": {"fallback": "zero"}}')
-    assert main(["export", "RUN", "--out", "new", "--limits", "limits.json", "--budget-ms", "12.5"]) == 0
-    assert exported["budget_ms"] == 12.5
+    flags = ["--limits", "limits.json", "--budget-ms", "12.5"]
+    assert main(["export", "RUN", "--out", "new", *flags]) == 0
+    assert exported["wanted"] == ([], 12.5)
+    assert main(["export", "RUN", "--out", "new", *flags, "--formats", "onnx", "int8", "pt2"]) == 0
+    assert exported["wanted"] == (["int8", "pt2"], 12.5)
     assert exported["card"]["limits"] == {"safety": {"fallback": "zero"}}
     assert exported["card"]["training_command"].startswith("qtransformer train --dataset ")
     expected = "warning: 1 step in 100 takes 34.5 ms or more here, the control period is 20.0 ms"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from qtransformer import files
-from qtransformer.files import fsync, leftovers, write_durably
+from qtransformer.files import SUMS, fsync, leftovers, sha256, write_durably, write_sums
 
 
 @pytest.fixture
@@ -117,3 +117,15 @@ def test_leftovers_are_found_by_the_name_of_their_file(tmp_path):
 def test_a_file_without_its_folder_is_not_written(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing"):
         write_durably(tmp_path / "missing" / "file", lambda temporary: temporary.write_text("new"))
+
+
+def test_sums_are_what_sha256sum_reads(tmp_path):
+    """The sum of "abc" is that of FIPS 180-2, appendix B.1."""
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "c").write_text("abc")
+    (tmp_path / "a").touch()
+    write_sums(tmp_path)
+    write_sums(tmp_path)  # its own sum is not in it
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert sha256(tmp_path / "b" / "c") == expected
+    assert (tmp_path / SUMS).read_text().splitlines() == [f"{sha256(tmp_path / 'a')}  a", f"{expected}  b/c"]

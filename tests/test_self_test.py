@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from controller_fixtures import CARD, TIMES, golden, write_bundle
+from controller_fixtures import CARD, TIMES, golden, with_int8, write_bundle
 
 from qtransformer.deploy import controller as module
 from qtransformer.deploy.controller import Controller
@@ -84,6 +84,35 @@ def test_self_test_names_and_forgives_a_near_tie(tmp_path: Path):
     assert report["tokens"] == {"equal": 7, "total": 8}
     assert report["num_near_ties"] == 1
     assert report["near_ties"][0].startswith("step 3, token 1: bin 3 expected, got 2")
+
+
+# Of the last step's two tokens the second is another than recorded: 7 of 8 are equal.
+@pytest.mark.parametrize(
+    ("num_equal", "q_max", "failures"),
+    [
+        (7, "0.5, 0.25", []),
+        (8, "0.5, 0.25", ["7 of 8 tokens are the network's, at least 95.0% were"]),
+        (7, "0.59, 0.25", []),
+        (7, "0.5, 0.4", ["step 0: Q off by 1.50e-01"]),
+        (7, "nan, 0.4", ["step 0: Q off by nan"]),
+    ],
+)
+def test_a_graph_with_rounded_weights_is_held_to_what_it_was(
+    tmp_path: Path, num_equal: int, q_max: str, failures: list[str]
+):
+    folder = with_int8(write_bundle(tmp_path, {"outputs.tokens": TOKENS}), q_max, num_equal)
+    report = Controller(folder, model="policy.int8.onnx").self_test()
+    assert (report["failures"], report["passed"]) == (failures, not failures)
+    assert report["tokens"] == {"equal": 7, "total": 8}
+    assert report["latency_ms"]["median"] > 0
+
+
+def test_a_graph_with_rounded_weights_that_is_not_ok(tmp_path: Path):
+    goal = golden()["inputs.goal"].copy()
+    goal[2] = 100.0
+    folder = with_int8(write_bundle(tmp_path, {"inputs.goal": goal}))
+    report = Controller(folder, model="policy.int8.onnx").self_test()
+    assert report["failures"] == ["step 2: ok is False"]
 
 
 def test_main(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

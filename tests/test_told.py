@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from bare_fixtures import passes_self_test
 
 from qtransformer.cli import main
 from qtransformer.deploy.card import schema, schema_violations
@@ -76,7 +77,7 @@ def test_explaining_a_run_reads_instructions(run, tmp_path, capsys):
 
 
 @pytest.mark.export
-def test_a_bundle_is_told_in_words(run, tmp_path, capsys):
+def test_a_bundle_is_told_in_words_and_needs_numpy_and_onnxruntime_alone(run, tmp_path, capsys):
     bundle = tmp_path / "bundle"
     assert main(["export", str(run), "--out", str(bundle)]) == 0
     assert success_rate(capsys, bundle) == success_rate(capsys, run)
@@ -85,8 +86,8 @@ def test_a_bundle_is_told_in_words(run, tmp_path, capsys):
     assert (told["kind"], told["dtype"], told["shape"]) == ("text", "str", [])
     assert {each["name"]: each["shape"] for each in card["inputs"]}["instruction"] == [1, 128]
     assert "touch the red one" in card["instructions"]
+    assert passes_self_test(bundle, tmp_path / "bare")
     controller = Controller(bundle)
-    assert controller.self_test()["passed"]
     controller.reset("touch the red one")
     action = controller.step(STATE)
     controller.reset()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from controller_fixtures import change_card, golden, write_bundle, write_sums
+from controller_fixtures import change_card, golden, with_int8, write_bundle, write_sums
 
 from qtransformer.config import RunError
 from qtransformer.deploy.verify import verify_bundle
@@ -16,7 +16,19 @@ from qtransformer.deploy.verify import verify_bundle
 def test_a_sound_bundle(tmp_path: Path):
     report = verify_bundle(write_bundle(tmp_path))
     assert report["failures"] == []
-    assert (report["passed"], report["files"], report["self_test"]["passed"]) == (True, 7, True)
+    assert (report["passed"], report["files"], list(report["self_tests"])) == (True, 7, ["policy.onnx"])
+    assert report["self_tests"]["policy.onnx"]["passed"]
+
+
+def test_rounded_graphs_are_tested_too(tmp_path: Path):
+    report = verify_bundle(with_int8(write_bundle(tmp_path)))
+    assert (report["passed"], report["files"], list(report["self_tests"])) == (
+        True,
+        9,
+        ["policy.onnx", "policy.int8.onnx"],
+    )
+    report = verify_bundle(with_int8(tmp_path, "0.5, 0.5"))
+    assert report["failures"] == ["policy.int8.onnx: step 0: Q off by 2.50e-01"]
 
 
 def no_card_in_graph(folder: Path) -> None:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import copy
 import difflib
+import functools
 import hashlib
-import io
 import itertools
 import json
 import math
@@ -40,6 +40,7 @@ LIMITS = {  # what an integrator may set, in the card or here
     "actions": ("low", "high", "modes", "rate_limit"),
     "safety": ("fallback", "faults_before_latching", "max_gap_s", "workspace"),
 }
+MODELS = ("policy.onnx", "policy.fp16.onnx", "policy.int8.onnx")  # the same step; the last two with rounded weights
 FALLBACKS = ("hold", "zero", "last", "stop")
 Timestamp = float | Mapping[str, float] | None
 _NEEDED = ("observations", "actions", "safety", "control_hz", "history_length", "inputs", "outputs", "tokenizer")
@@ -145,6 +146,7 @@ class Controller:
         self,
         folder: str | Path,
         *,
+        model: str = "policy.onnx",
         limits: Mapping[str, Any] | None = None,
         raises: bool = False,
         session: Any = None,
@@ -154,20 +156,23 @@ class Controller:
 
         Args:
             folder: what `qtransformer export` wrote.
+            model: one of `MODELS` that the bundle holds.
             limits: what to obey in place of the card's: {"observations": {name: {...}}, "actions": {...}, "safety":
                 {...}} with the entries that `LIMITS` lists; the bundle's README.md describes them.
             raises: a refused step raises ControllerError; otherwise `step` never raises and answers by the fallback.
-            session: an onnxruntime session on the bundle's policy.onnx, to run it on another device or with other
-                options; by default one thread of the CPU, which waits without spinning.
+            session: of onnxruntime on that model, for another device; by default one CPU thread, without spinning.
             clock: seconds, the clock of the timestamps that `step` is given.
 
         Raises:
             ControllerError: a file is missing or damaged, the bundle has another schema version, or a limit is unsound.
         """
-        self._folder, self._raises, self._clock = Path(folder), raises, clock
+        self._folder, self._model, self._raises, self._clock = Path(folder), model, raises, clock
         self._sums = read_sums(self._folder)
-        model = read_verified(self._folder, "policy.onnx", self._sums)
-        self._session = make_session(model) if session is None else session
+        if model not in MODELS or model not in self._sums:
+            found = [name for name in MODELS if name in self._sums]
+            raise ControllerError(f"model ({model}) must be one of {found}, which {folder} holds; export it, too")
+        graph = read_verified(self._folder, model, self._sums)
+        self._session = make_session(graph) if session is None else session
         self._obey(merge_limits(_read_card(self._folder, self._sums), limits or {}))
         zeros = {name: np.zeros(each["shape"], each["dtype"])[0] for name, each in self._inputs.items()}
         self._run({name: zeros[name] for name in self._specs}, *self._no_history())
@@ -257,16 +262,14 @@ class Controller:
         return self._send(outputs["actions"][0], None)
 
     def self_test(self) -> dict[str, Any]:
-        """Replays golden.npz through both graphs and returns the report; `passed` says whether all of it agrees.
+        """Replays golden.npz and returns the report; `passed` says whether the graph does what it did at its export.
 
         Raises:
-            ControllerError: golden.npz, policy_flat.onnx or self_test.py is missing or damaged.
+            ControllerError: golden.npz, policy_flat.onnx or parity.json is missing or damaged.
         """
-        folder, sums = self._folder, self._sums
-        flat = make_session(read_verified(folder, "policy_flat.onnx", sums))
-        with np.load(io.BytesIO(read_verified(folder, "golden.npz", sums))) as golden:
-            beside = runpy.run_path(str(Path(__file__).with_name("self_test.py")))
-            return beside["replay"](self._card, dict(golden), self._run, flat)
+        beside = runpy.run_path(str(Path(__file__).with_name("self_test.py")))
+        read = functools.partial(read_verified, self._folder, sums=self._sums)
+        return beside["self_test"](self._card, self._run, self._model, read, make_session)
 
     def save_log(self, path: str | Path) -> None:
         """Writes the last minute, one JSON object a step: time, state, reason, observation (no images), action."""
@@ -367,8 +370,7 @@ class Controller:
             self._state = FAULT
         if self._raises:
             raise error
-        fallback = self._limiter.fallback(self._safety["fallback"], self._sent)
-        return self._send(fallback, error)
+        return self._send(self._limiter.fallback(self._safety["fallback"], self._sent), error)
 
     def _send(self, wanted: np.ndarray | None, error: ControllerError | None) -> np.ndarray | None:
         action = None
@@ -508,13 +510,13 @@ def _numbers(values: Any, shape: Sequence[int], missing: float, name: str) -> np
 
 
 def _ranges(spec: Mapping[str, Any]) -> tuple[_Range, _Range]:
-    shape, low, high = spec["shape"], -math.inf, math.inf
-    return (
-        _Range(
-            _numbers(spec["hard_low"], shape, low, "hard_low"), _numbers(spec["hard_high"], shape, high, "hard_high")
-        ),
-        _Range(_numbers(spec["training_low"], shape, low, "low"), _numbers(spec["training_high"], shape, high, "high")),
-    )
+    """Returns the hard range and the training range of an observation."""
+
+    def numbers(name: str, missing: float) -> np.ndarray:
+        return _numbers(spec[name], spec["shape"], missing, name)
+
+    hard = _Range(numbers("hard_low", -math.inf), numbers("hard_high", math.inf))
+    return hard, _Range(numbers("training_low", -math.inf), numbers("training_high", math.inf))
 
 
 def _is_positive(value: Any) -> bool:
@@ -539,14 +541,14 @@ def read_verified(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
     """Returns the content of a file of the bundle; raises where it is not what SHA256SUMS says."""
     path = folder / name
     try:
-        data = path.read_bytes()
+        data = b"" if path.is_symlink() else path.read_bytes()  # a link may lead anywhere
     except OSError as error:
         raise ControllerError(f"{path}: cannot be read ({error}); copy or export the bundle again") from error
     found, expected = hashlib.sha256(data).hexdigest(), sums.get(name)
     if found != expected:
         raise ControllerError(
             f"{path}: sha256 ({found[:12]}) must be {str(expected)[:12]} as in SHA256SUMS; "
-            "the file is damaged, changed or from another export: copy or export the bundle again"
+            "the file is damaged, changed, a link or from another export: copy or export the bundle again"
         )
     return data
 
@@ -582,6 +584,7 @@ def make_session(model: bytes) -> Any:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     for pool in ("intra_op", "inter_op"):
         options.add_session_config_entry(f"session.{pool}.allow_spinning", "0")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", "nowhere/at/all")
     try:
         return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # it has a dozen kinds of its own
@@ -599,8 +602,7 @@ def _checked_array(value: Any, spec: Mapping[str, Any]) -> np.ndarray:
     if list(given.shape) != list(spec["shape"]):
         raise ControllerError(f"observation {name!r}: shape {given.shape} must be {tuple(spec['shape'])}", "shape")
     if not np.can_cast(given.dtype, dtype, "same_kind" if dtype.kind == "f" else "safe"):  # integers would wrap around
-        message = f"observation {name!r}: dtype {given.dtype} must be {dtype}, or cast to it safely"
-        raise ControllerError(message, "dtype")
+        raise ControllerError(f"observation {name!r}: dtype {given.dtype} must be {dtype}, or cast safely", "dtype")
     with np.errstate(over="ignore"):  # what overflows is not finite afterwards
         array = np.array(given, dtype)  # a copy: the caller may fill the same array again
     if not np.isfinite(array).all():
@@ -615,9 +617,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Replays the recorded steps of an exported policy.")
     parser.add_argument("--self-test", action="store_true", required=True, help="compare with golden.npz")
     parser.add_argument("folder", nargs="?", default=Path(__file__).parent, type=Path, help="default: beside this file")
-    folder = parser.parse_args(arguments).folder
     try:
-        report = Controller(folder).self_test()
+        report = Controller(parser.parse_args(arguments).folder).self_test()
     except ControllerError as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,13 +8,12 @@ was trained.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +22,14 @@ from torch import Tensor
 from qtransformer.batch import DatasetSpec
 from qtransformer.deploy import controller
 from qtransformer.deploy.card import SCHEMA, policy_card
+from qtransformer.deploy.formats import FILES, Source, write_format
 from qtransformer.deploy.golden import Samples, golden_steps
 from qtransformer.deploy.graphs import FlatGraph, StepGraph, StepOutputs
 from qtransformer.deploy.onnx_model import ExportError, Signature, onnx_model
+from qtransformer.files import write_sums
 from qtransformer.policy import GreedyPolicy
 
-__all__ = ["ExportError", "Samples", "export_bundle"]
+__all__ = ["ExportError", "Samples", "Wanted", "export_bundle"]
 
 _HERE = Path(__file__).parent
 _STATE = ("history_in", "num_frames_in")
@@ -41,6 +42,15 @@ _FLAT_LAYOUT = (
 )
 
 
+class Wanted(NamedTuple):
+    """What an export shall hold to, beyond being right."""
+
+    formats: Sequence[str] = ()
+    """Beside ONNX float32: those of `formats.FILES`."""
+    budget_ms: float | None = None
+    """Most that 99 of 100 steps may take here."""
+
+
 def export_bundle(
     policy: GreedyPolicy,
     *,
@@ -48,7 +58,7 @@ def export_bundle(
     samples: Samples,
     card: Mapping[str, Any],
     out: Path,
-    budget_ms: float | None = None,
+    wanted: Wanted | None = None,
 ) -> dict[str, Any]:
     """Writes the bundle folder `out` and returns what its parity.json holds.
 
@@ -58,11 +68,12 @@ def export_bundle(
         samples: windows of that dataset, for the recorded steps and the comparison; 512 are a good number.
         card: what else policy.json shall say; see `card.policy_card`.
         out: must not exist, or be an empty folder.
-        budget_ms: most that 99 of 100 steps may take here.
+        wanted: other formats, and a budget.
 
     Raises:
-        ExportError: `out` is in the way, an argument does not fit the policy, a package is missing, the disk is full,
-            a graph disagrees with the network, or is too slow for the budget. Nothing is left behind.
+        ExportError: `out` is in the way, an argument does not fit the policy, a package or compiler is missing, the
+            disk is full, a graph disagrees with the network, a format with rounded weights loses too much, or the step
+            is too slow for the budget. Nothing is left behind.
         CardError, ControllerError: the card or its limits do not fit.
     """
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -74,11 +85,12 @@ def export_bundle(
     step, flat = _graphs(policy, frame)
     document = policy_card(policy, spec, card, {**_ends(*step), "flat": _flat_ends(flat[0])})
     models = {"policy.onnx": onnx_model(*step, document), "policy_flat.onnx": onnx_model(*flat, document)}
+    source = Source(policy, *step, models["policy.onnx"], golden, document)
     beside = out.with_name(out.name + ".writing")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        report = _write(beside, models, golden, document, budget_ms)
+        report = _write(beside, models, source, wanted or Wanted())
         if out.exists():
             out.rmdir()
         beside.rename(out)
@@ -89,39 +101,29 @@ def export_bundle(
     return report
 
 
-def _write(
-    folder: Path,
-    models: Mapping[str, Any],
-    golden: Mapping[str, np.ndarray],
-    card: Mapping[str, Any],
-    budget_ms: float | None,
-) -> dict[str, Any]:
+def _write(folder: Path, models: Mapping[str, Any], source: Source, wanted: Wanted) -> dict[str, Any]:
     for name, model in models.items():
         (folder / name).write_bytes(model.SerializeToString(deterministic=True))
-    np.savez_compressed(folder / "golden.npz", allow_pickle=False, **golden)
-    (folder / "policy.json").write_text(json.dumps(card, indent=1), encoding="utf-8")
+    np.savez_compressed(folder / "golden.npz", allow_pickle=False, **source.golden)
+    (folder / "policy.json").write_text(json.dumps(source.card, indent=1), encoding="utf-8")
     for name in ("controller.py", "self_test.py", SCHEMA.name):
         shutil.copyfile(_HERE / name, folder / name)
     shutil.copyfile(_HERE / "bundle_readme.md", folder / "README.md")
     shutil.copytree(_HERE / "cpp", folder / "cpp", ignore=shutil.ignore_patterns("build"))
-    _write_sums(folder)
+    write_sums(folder)
     report = _parity(folder)
     report["graphs"] = {
         name: {"nodes": len(model.graph.node), "bytes": (folder / name).stat().st_size}
         for name, model in models.items()
     }
-    report["timing"] = _timing(report["latency_ms"]["p99"], card["control_hz"], budget_ms)
+    report["timing"] = _timing(report["latency_ms"]["p99"], source.card["control_hz"], wanted.budget_ms)
+    report["formats"] = {
+        FILES[name]: {**write_format(name, source, folder), "bytes": (folder / FILES[name]).stat().st_size}
+        for name in dict.fromkeys(wanted.formats)
+    }
     (folder / "parity.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    _write_sums(folder)
+    write_sums(folder)
     return report
-
-
-def _write_sums(folder: Path) -> None:
-    """Writes what `sha256sum --check SHA256SUMS` reads."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "SHA256SUMS")
-    sums = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    lines = [f"{digest}  {name}\n" for name, digest in sums.items()]
-    (folder / "SHA256SUMS").write_text("".join(lines), encoding="utf-8")
 
 
 def _checked_samples(policy: GreedyPolicy, spec: DatasetSpec, samples: Samples) -> Samples:

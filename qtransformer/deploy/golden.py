@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qtransformer.backup import values_at
 from qtransformer.model import TokenOutputs
 from qtransformer.policy import GreedyPolicy, PolicyOutputs
 
@@ -51,6 +52,28 @@ def golden_steps(policy: GreedyPolicy, samples: Samples) -> dict[str, np.ndarray
         "is_reset": is_reset,
         **{name: np.concatenate([each[name] for each in decided]) for name in decided[0]},
     }
+
+
+@torch.no_grad()
+def action_values(policy: GreedyPolicy, golden: Mapping[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """Returns Q in [0, 1], (steps,), of the actions `tokens` (steps, tokens) at the recorded steps.
+
+    That is Q of the last token, which knows all the others.
+    """
+    indices, num_frames = windows(golden["is_reset"], policy.model.window)
+    prefix, values = "inputs.", []
+    for first in range(0, len(tokens), _ROWS):
+        rows = slice(first, first + _ROWS)
+        observations = {
+            name.removeprefix(prefix): torch.from_numpy(array[indices[rows]])
+            for name, array in golden.items()
+            if name.startswith(prefix)
+        }
+        chosen = torch.from_numpy(tokens[rows])
+        outputs = policy.model(observations, chosen.unsqueeze(1).expand(-1, policy.model.window, -1))
+        frames = torch.arange(len(chosen)), torch.from_numpy(num_frames[rows]) - 1
+        values.append(values_at(outputs.q_values[frames][:, -1], chosen[:, -1]))
+    return torch.cat(values).numpy()
 
 
 def windows(is_reset: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray]:

@@ -70,6 +70,7 @@ def onnx_model(module: nn.Module, signature: Signature, card: Mapping[str, Any])
         del each.metadata_props[:]  # names of source files and folders
         each.ClearField("doc_string")
     del model.graph.value_info[:]
+    _regroup_gelu(model)
     model.ir_version = IR_VERSION
     onnx.helper.set_model_props(model, {"policy_card": json.dumps(card, allow_nan=False)})
     onnx.checker.check_model(model, full_check=True)
@@ -77,18 +78,17 @@ def onnx_model(module: nn.Module, signature: Signature, card: Mapping[str, Any])
     return model
 
 
-def described(ends: Sequence[Any]) -> list[dict[str, Any]]:
-    """Returns name, numpy dtype and shape of a graph's inputs or outputs."""
-    import onnx
-
-    return [
-        {
-            "name": each.name,
-            "dtype": str(onnx.helper.tensor_dtype_to_np_dtype(each.type.tensor_type.elem_type)),
-            "shape": [size.dim_value for size in each.type.tensor_type.shape.dim],
-        }
-        for each in ends
-    ]
+def _regroup_gelu(model: Any) -> None:
+    """Turns x * (0.5 * (1 + erf)) into (x * (1 + erf)) * 0.5: so onnxruntime sees GELU, and runs it as one node."""
+    nodes = model.graph.node
+    erfs = {node.output[0] for node in nodes if node.op_type == "Erf"}
+    sums = {node.output[0] for node in nodes if node.op_type == "Add" and erfs & {*node.input}}
+    halved = {node.output[0]: node for node in nodes if node.op_type == "Mul" and sums & {*node.input}}
+    for node in nodes:
+        if node.op_type == "Mul" and halved.keys() & {*node.input}:
+            x, inner = sorted(node.input, key=lambda name: name in halved)
+            half, total = sorted(halved[inner].input, key=lambda name: name in sums)
+            halved[inner].input[:], node.input[:] = [x, total], [inner, half]
 
 
 def _assert_is_plain(model: Any) -> None:

@@ -5,7 +5,6 @@ It must not load torch.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,32 +12,33 @@ from typing import Any
 
 from qtransformer.config import RunError
 from qtransformer.deploy.card import SCHEMA, schema, schema_violations
-from qtransformer.deploy.controller import Controller, ControllerError, make_session, read_sums
+from qtransformer.deploy.controller import MODELS, Controller, ControllerError, make_session, read_sums
+from qtransformer.files import sha256
 
-GRAPHS = ("policy.onnx", "policy_flat.onnx")
+GRAPHS = (MODELS[0], "policy_flat.onnx")  # that every bundle holds
 
 
 def verify_bundle(folder: Path) -> dict[str, Any]:
-    """Returns `passed`, the number of `files` that were checked, all `failures`, and the `self_test`'s report.
+    """Returns `passed`, the number of `files` that were checked, all `failures`, and the `self_tests` by graph.
 
     Raises:
         RunError: there is no such folder.
     """
     if not folder.is_dir():
         raise RunError(f"{folder}: must be the folder of a bundle, got no folder; check the path")
-    failures, self_test, sums = list[str](), None, dict[str, str]()
+    failures, self_tests, sums = list[str](), dict[str, Any](), dict[str, str]()
     try:
         sums = read_sums(folder)
         failures += _file_failures(folder, sums)
         if not failures:
             card = json.loads((folder / "policy.json").read_text(encoding="utf-8"))
-            failures += [*schema_violations(card, schema()), *_graph_failures(folder, card)]
+            failures += [*schema_violations(card, schema()), *_graph_failures(folder, card, sums)]
         if not failures:
-            self_test = Controller(folder).self_test()
-            failures += self_test["failures"]
+            self_tests = {name: Controller(folder, model=name).self_test() for name in MODELS if name in sums}
+            failures += [f"{name}: {each}" for name, report in self_tests.items() for each in report["failures"]]
     except (ControllerError, ValueError) as error:
         failures.append(str(error))
-    return {"passed": not failures, "files": len(sums), "failures": failures, "self_test": self_test}
+    return {"passed": not failures, "files": len(sums), "failures": failures, "self_tests": self_tests}
 
 
 def _file_failures(folder: Path, sums: Mapping[str, str]) -> Iterator[str]:
@@ -47,16 +47,18 @@ def _file_failures(folder: Path, sums: Mapping[str, str]) -> Iterator[str]:
             yield f"SHA256SUMS: must list {name}"
     for name, digest in sums.items():
         path = folder / name
-        if not path.is_file():
+        if path.parent != folder or path.is_symlink():
+            yield f"{name}: must be a file in the folder itself, got a path or a link; export or copy the bundle again"
+        elif not path.is_file():
             yield f"{name}: is missing"
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        elif sha256(path) != digest:
             yield f"{name}: is not what SHA256SUMS says; it was changed or damaged"
     if (folder / SCHEMA.name).is_file() and json.loads((folder / SCHEMA.name).read_text("utf-8")) != schema():
         yield f"{SCHEMA.name}: is not that of this qtransformer; verify with the version that exported it"
 
 
-def _graph_failures(folder: Path, card: Mapping[str, Any]) -> Iterator[str]:
-    for name in GRAPHS:
+def _graph_failures(folder: Path, card: Mapping[str, Any], sums: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*GRAPHS, *MODELS} & set(sums)):
         metadata = make_session((folder / name).read_bytes()).get_modelmeta().custom_metadata_map
         if json.loads(metadata.get("policy_card", "null")) != card:
             yield f"{name}: the card in its metadata is not policy.json"

@@ -1,7 +1,8 @@
 """Opening HDF5 files that strangers made: every failure is a DatasetError, and nothing outside the file is read.
 
 Special about this file: HDF5 can point at other files through external links, soft links, external storage and
-virtual datasets, and can hold Python objects. All of these are refused. It must not know any dataset layout.
+virtual datasets, can ask for plugins, and can hold Python objects. All of these are refused. It must not know any
+dataset layout.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ MAX_DEPTH = 8
 _MAX_MEMBERS = 4096  # of one episode's observations or actions
 _SMALL = 2**24  # bytes that any dataset may claim
 _MAX_COMPRESSION = 1100  # deflate reaches 1032
+_FILTERS = {  # that libhdf5 and h5py bring along; for any other, libhdf5 would load a library from its plugin folder
+    *(h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_SZIP),
+    *(h5py.h5z.FILTER_NBIT, h5py.h5z.FILTER_SCALEOFFSET, h5py.h5z.FILTER_LZF),
+}
 
 
 @contextmanager
@@ -188,7 +193,7 @@ def read_attribute(group: h5py.Group, name: str) -> object:
 
 
 def check_storage(dataset: h5py.Dataset) -> None:
-    """Refuses a dataset whose data lie in another file, or are far fewer than its shape claims.
+    """Refuses a dataset whose data lie in another file, need a plugin, or are far fewer than its shape claims.
 
     A file of a few bytes can claim a shape of terabytes: what was never written reads as zeros.
 
@@ -197,6 +202,13 @@ def check_storage(dataset: h5py.Dataset) -> None:
     """
     if dataset.is_virtual or dataset.external:
         raise DatasetError(f"{place(dataset)} keeps its data in another file; copy the data into this one")
+    pipeline = dataset.id.get_create_plist()
+    strange = {pipeline.get_filter(index)[0] for index in range(pipeline.get_nfilters())} - _FILTERS
+    if strange:
+        raise DatasetError(
+            f"{place(dataset)} needs the HDF5 filter {min(strange)}, a plugin, and plugins are never loaded; write it "
+            "again with gzip, lzf or no compression"
+        )
     claimed, stored = dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size()
     if claimed > max(_SMALL, _MAX_COMPRESSION * stored):
         raise DatasetError(

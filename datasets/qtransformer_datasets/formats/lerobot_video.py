@@ -166,13 +166,16 @@ def _decoder(process: int, thread: int, index: VideoIndex) -> _Decoder:
 
 
 def _open(path: Path) -> tuple[Any, Any]:
-    """Returns the container and its video; as mp4 and nothing else, since a playlist could name other files."""
+    """Returns the container and its video; as mp4 and nothing else, since a playlist could name other files.
+
+    The path is absolute: FFmpeg takes a relative one such as "concat:a|/b" for a protocol, and reads elsewhere.
+    """
     try:
         import av
     except ImportError as error:
         raise DatasetError(f"{path} needs av to be read; pip install 'qtransformer[lerobot]'") from error
     try:
-        container = av.open(str(path), format="mp4")
+        container = av.open(str(path.absolute()), format="mp4")
     except _errors() as error:
         raise DatasetError(f"{path} {why_unreadable(path, error)}") from error
     stream = next((each for each in container.streams.video if each.codec_context is not None), None)
