@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from dataset_fixtures import make_episode
 from learner_fixtures import make_config, write_log
@@ -21,7 +22,8 @@ FOLLOWED = FollowConfig(evaluate_every=6, evaluate_episodes=3, imports=("dataset
 def train_some(folder: Path) -> dict[str, Path]:
     """Trains ours twice, evaluated meanwhile, and a cloning, on one log of 12 episodes; returns the folders."""
     episodes = [make_episode(5 + seed % 3, seed=seed, success=seed % 2 == 0) for seed in range(12)]
-    log, common = write_log(folder / "log", episodes), {"steps": 12, "log_every": 3, "checkpoint_every": 6}
+    log = write_log(folder / "log", episodes)
+    common: dict[str, Any] = {"steps": 12, "log_every": 3, "checkpoint_every": 6}
     for seed in (0, 1):
         train(make_config(dataset=log, out=folder / f"ours{seed}", seed=seed, following=FOLLOWED, **common))
     train(make_config(dataset=log, out=folder / "bc", algorithm="behaviour_cloning", **common))

@@ -10,6 +10,7 @@ from report_fixtures import PASSING, make_sources, train_some, write_outcomes
 
 from qtransformer.cli import main
 from qtransformer.config import RunError
+from qtransformer.files import SUMS, write_sums
 from qtransformer.report import gather_report
 from qtransformer_datasets.schema import DatasetError
 
@@ -118,11 +119,9 @@ def test_a_log_that_is_gone_or_has_changed_is_said(runs, tmp_path):
 
 
 def _rewrite(checkpoint, text):
-    from qtransformer.checkpoint import _sha256
-
     (checkpoint / "checkpoint.json").write_text(text)
-    names = ("checkpoint.json", "training.safetensors", "weights.safetensors")
-    (checkpoint / "SHA256SUMS").write_text("".join(f"{_sha256(checkpoint / name)}  {name}\n" for name in names))
+    (checkpoint / SUMS).unlink()
+    write_sums(checkpoint)
 
 
 def test_a_run_without_a_policy_is_told_as_far_as_it_goes(runs, words, tmp_path):
