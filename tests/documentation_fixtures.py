@@ -3,7 +3,7 @@
     ```bash                     commands, run in order     ```text         output, diagrams: nothing to run
     ```bash no-run: the reason  looked at alone            ```text output  was printed by the blocks before
     ```python                   executed                   ```json         must parse
-    ```python no-run: reason    compiled, imports looked up
+    ```python no-run: reason    compiled, imports looked up    ```cpp      compiled by test_cpp_example.py
 
 A python block whose first line is `# name.py` is a file that the commands after it import. A command whose comment says
 `exit code 2` must end with it.
@@ -38,7 +38,7 @@ import qtransformer_envs  # noqa: F401 - registers its ids before a page's own a
 from qtransformer import cli, diary
 
 ROOT = Path(__file__).resolve().parents[1]
-LANGUAGES = {"bash", "python", "text", "json"}
+LANGUAGES = {"bash", "python", "text", "json", "cpp"}
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # What the run of a block changes, so that all pages take less than 100 s: these flags are added or replaced, ...
 SMALL = {
@@ -160,7 +160,20 @@ def look_at(command: Command) -> None:
         extras = [name for word in words for each in re.findall(r"\[(.*)\]", word) for name in each.split(",")]
         assert set(extras) <= set(EXTRAS), f"{command.where}: the extras are {sorted(EXTRAS)}"
     else:
-        known = {".", "apt-get", "cd", "cmake", "cp", "ctest", "git", "nvidia-smi", "sha256sum", "sudo", "torchrun"}
+        known = {
+            ".",
+            "apt-get",
+            "cd",
+            "cmake",
+            "cp",
+            "ctest",
+            "git",
+            "nvidia-smi",
+            "sha256sum",
+            "sudo",
+            "taskset",
+            "torchrun",
+        }
         assert words[0] in known, f"{command.where}: nothing is known of {words[0]!r}"
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from controller_fixtures import CARD, TIMES, golden, write_bundle, write_sums
-from cpp_fixtures import CAN_BUILD, SOURCES, WHY_NOT, built_example, run_example, write_worded
+from cpp_fixtures import CAN_BUILD, SOURCES, WHY_NOT, built, built_example, run_example, write_worded
+from documentation_fixtures import blocks_of
 
 from qtransformer.deploy.controller import FAULTS, Controller
 
@@ -177,3 +178,26 @@ def test_flags_that_make_no_sense(example: Path, folder: Path, flags: list[str],
     status, _, error = run_example(example, folder, *flags)
     assert status == 2
     assert match in error
+
+
+PRELUDE = """
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+#include "qtransformer_controller.hpp"
+static const std::vector<double> positions(33);
+static const std::uint8_t pixels[96 * 96 * 3] = {};
+static const double taken_at = 0.0;
+static void send(const float*, std::size_t) {}
+int main() {
+"""
+
+
+def test_the_blocks_of_the_page_compile(tmp_path):
+    page = Path(__file__).resolve().parents[1] / "docs" / "robot-cpp.md"
+    blocks = [block.text for block in blocks_of(page) if block.language == "cpp"]
+    assert blocks
+    for number, block in enumerate(blocks):
+        source = tmp_path / f"block{number}.cpp"
+        source.write_text(PRELUDE + block.replace('#include "qtransformer_controller.hpp"', "") + "}\n")
+        built(source, tmp_path / f"block{number}")
