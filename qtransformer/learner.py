@@ -73,7 +73,8 @@ class Learner(ABC):
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step on a batch of numpy arrays; returns its figures, values in the log's own unit."""
         device = self.policy.tokenizer.low.device
-        loss, figures = self._loss(batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device)))
+        batch = batch.map(lambda array: torch.from_numpy(np.asarray(array)).to(device))
+        loss, figures = self._grounded(batch, *self._loss(batch))
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_gradient_norm)
@@ -84,6 +85,14 @@ class Learner(ABC):
         self.optimizer.step()
         self.num_updates += 1
         return figures
+
+    def _grounded(self, batch: Batch, loss: Tensor, figures: Figures) -> tuple[Tensor, Figures]:
+        """Returns both with what it costs that words and tables of the first steps do not find each other."""
+        encoder = self.policy.model.encoder
+        if not encoder.named:
+            return loss, figures
+        grounding = encoder.grounding_loss(batch.observations)
+        return loss + self.config.grounding_weight * grounding, {**figures, "grounding": grounding.detach()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the policy's tensors, and those that only a resumed training needs."""
