@@ -132,7 +132,7 @@ class LearningConfig:
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
     grounding_weight: float = 0.1
-    """Weight of a loss that asks which table of the batch an instruction speaks of: what words mean, without a label."""
+    """Weight of the question which table of a batch an instruction speaks of: it teaches words, without a label."""
     advantage_sharpness: float = 1.0
     """The density imitates an action exp(sharpness * its advantage in standard deviations) as much; 0: all alike."""
     expectile: float = 0.9
