@@ -7,6 +7,7 @@ import torch
 
 from qtransformer.batch import ObservationSpec
 from qtransformer.encoders.state import StateEncoder
+from qtransformer.encoders.tables import WordReader
 
 SPECS = (ObservationSpec("joints", (2, 2, 1), "float64"), ObservationSpec("grip", (), "float32"))
 STATISTICS = {
@@ -83,7 +84,9 @@ def test_the_grounding_loss_is_that_of_the_first_steps():
     table, told = torch.randn(3, 2, 2, 3), torch.randn(3, 2, 4)
     observations = {**observe([[0.0, 1.0], [2.0, 3.0]], 0.5), "objects": table, "told": told}
     observations = {key: value.expand(3, 2, *value.shape[2:]) for key, value in observations.items()}
-    expected = encoder.named[0].grounding_loss(table[:, 0] / torch.tensor([[1.0], [2.0]]), told[:, 0])
+    (reader,) = encoder.named
+    assert isinstance(reader, WordReader)
+    expected = reader.grounding_loss(table[:, 0] / torch.tensor([[1.0], [2.0]]), told[:, 0])
     torch.testing.assert_close(encoder.grounding_loss(observations), expected)
 
 

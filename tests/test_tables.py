@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -51,12 +52,13 @@ def test_the_question_chooses_the_row(reader):
 def named():
     """Both heads: a row's key is its first two columns, its value the last two; words ask for the key they equal."""
     reader = WordReader(num_columns=4, num_words=2, width=4)
-    reader.rows = torch.nn.Identity()
-    reader.keys_values = torch.nn.Linear(4, 8, bias=False)
-    reader.queries = torch.nn.Linear(2, 4, bias=False)
+    by_hand: Any = reader
+    by_hand.rows, by_hand.queries = torch.nn.Identity(), torch.nn.Linear(2, 4, bias=False)
+    columns, words = torch.eye(4), torch.eye(2)
     with torch.no_grad():
-        reader.keys_values.weight.copy_(torch.eye(4).repeat_interleave(2, 0).view(4, 2, 4)[[0, 1, 0, 1, 2, 3, 2, 3], 0])
-        reader.queries.weight.copy_(torch.eye(2).repeat(2, 1) * 2**0.5)  # the width of a head is 2
+        reader.keys_values.bias.zero_()
+        reader.keys_values.weight.copy_(columns[[0, 1, 0, 1, 2, 3, 2, 3]])
+        by_hand.queries.weight.copy_(words[[0, 1, 0, 1]] * 2**0.5)  # the width of a head is 2
     return reader
 
 
