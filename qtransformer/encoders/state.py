@@ -7,7 +7,7 @@ as the vector that the command line's encoder made of it. It must not know words
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -59,7 +59,7 @@ class StateEncoder(nn.Module):
         """Returns how badly instructions and tables of the first steps find each other; needs both."""
         vectors, tables = self._standardized({key: observations[key][:, :1] for key in self.keys})
         words = self._words(vectors)[:, 0]
-        readers: Iterable[Any] = self.named  # a ModuleList does not say of what
+        readers = cast(Iterable[WordReader], self.named)
         losses = [reader.grounding_loss(table[:, 0], words) for reader, table in zip(readers, tables, strict=True)]
         return torch.stack(losses).mean()
 
