@@ -79,7 +79,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.quick:
         options.work, options.methods, options.seeds = options.work / "quick", (OURS, CLONING), 1
-        options.log_episodes, options.updates, options.episodes, options.scenes = 300, 40, 8, 2
+        options.log_episodes, options.updates, options.episodes, options.scenes = 100, 40, 8, 2
     return options
 
 

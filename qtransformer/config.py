@@ -141,6 +141,8 @@ class LearningConfig:
     the less it trusts Q, the less they grow."""
     density_weight: float = 1.0
     """Weight of the density's cross-entropy beside the squared error of Q."""
+    grounding_weight: float = 0.1
+    """Weight of the question which table of a batch an instruction speaks of: it teaches words, without a label."""
     advantage_sharpness: float = 1.0
     """The density imitates an action exp(sharpness * its advantage in standard deviations) as much; 0: all alike."""
     expectile: float = 0.9
@@ -173,6 +175,7 @@ class LearningConfig:
             "support_temperature",
             "target_temperature",
             "density_weight",
+            "grounding_weight",
             "advantage_sharpness",
             "inverse_temperature",
             "label_width",

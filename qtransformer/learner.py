@@ -118,6 +118,7 @@ class Learner(ABC):
         names, sums = ["loss"], []
         for part, goals in zip(parts, self.goals(parts), strict=True):
             loss, figures = self._loss(part, goals)
+            loss, figures = self._grounded(part, loss, figures, len(part.is_valid) / len(share.is_valid))
             loss.backward()
             names, values = ["loss", *figures], [loss.detach(), *figures.values()]
             sums.append(torch.stack(values))
@@ -128,6 +129,17 @@ class Learner(ABC):
     def _real(self, part: Batch) -> Bool[Tensor, "batch time"]:
         """Returns which of the steps that the policy sees at once are no padding."""
         return part.is_valid[:, : self.policy.model.window]
+
+    def _grounded(self, part: Batch, loss: Tensor, figures: Figures, share: float) -> tuple[Tensor, Figures]:
+        """Returns both with what words and tables add that do not find each other among those of this part.
+
+        The part is a `share` of this rank's. Others are not asked: with more segments at once the question is harder.
+        """
+        grounding = self.policy.model.encoder.grounding_loss(part.observations)
+        if grounding is None:
+            return loss, figures
+        grounding = grounding * share / ranks.world_size()
+        return loss + self.config.grounding_weight * grounding, {**figures, "grounding": grounding.detach()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the policy's tensors, and those that only a resumed training needs."""

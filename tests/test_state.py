@@ -7,6 +7,7 @@ import torch
 
 from qtransformer.batch import ObservationSpec
 from qtransformer.encoders.state import StateEncoder
+from qtransformer.encoders.tables import WordReader
 
 SPECS = (ObservationSpec("joints", (2, 2, 1), "float64"), ObservationSpec("grip", (), "float32"))
 STATISTICS = {
@@ -65,20 +66,33 @@ MOMENTS = {
 }
 
 
-def test_a_table_is_read_standardised_with_all_else_as_the_question():
+def test_a_table_is_read_standardised_by_all_else_and_by_the_words_alone():
     encoder = StateEncoder((*SPECS, TABLE, TEXT), MOMENTS, width=8)
     assert encoder.shapes == {"joints": (2, 2, 1), "grip": (), "objects": (2, 3), "told": (4,)}
     assert (encoder.tables, encoder.text_keys) == (("objects",), ("told",))
     table, told = torch.randn(1, 1, 2, 3), torch.randn(1, 1, 4)
     observations = {**observe([[0.0, 1.0], [2.0, 3.0]], 0.5), "objects": table, "told": told}
     context = torch.cat([torch.zeros(1, 1, 5), told], dim=-1)
-    found = encoder.readers[0](table / torch.tensor([[1.0], [2.0]]), context)
-    expected = encoder.embed(torch.cat([context, found], dim=-1))
+    rows = table / torch.tensor([[1.0], [2.0]])
+    found, named = encoder.readers[0](rows, context), encoder.named[0](rows, told)
+    expected = encoder.embed(torch.cat([context, found, named], dim=-1))
     torch.testing.assert_close(encoder(observations), expected.unsqueeze(-2))
+
+
+def test_the_grounding_loss_is_that_of_the_first_steps():
+    encoder = StateEncoder((*SPECS, TABLE, TEXT), MOMENTS, width=8)
+    table, told = torch.randn(3, 2, 2, 3), torch.randn(3, 2, 4)
+    observations = {**observe([[0.0, 1.0], [2.0, 3.0]], 0.5), "objects": table, "told": told}
+    observations = {key: value.expand(3, 2, *value.shape[2:]) for key, value in observations.items()}
+    (reader,) = encoder.named
+    assert isinstance(reader, WordReader)
+    expected = reader.grounding_loss(table[:, 0] / torch.tensor([[1.0], [2.0]]), told[:, 0])
+    torch.testing.assert_close(encoder.grounding_loss(observations), expected)
 
 
 def test_a_table_may_stand_alone():
     encoder = StateEncoder((TABLE,), MOMENTS, width=8)
+    assert not encoder.named
     table = torch.randn(2, 3, 2, 3)
     tokens = encoder({"objects": table})
     assert tokens.shape == (2, 3, 1, 8)

@@ -51,6 +51,10 @@ class ObservationEncoder(nn.Module):
             seen = [encode(observations[key], self._words(observations)).float() for key, encode in cameras]
         return torch.cat([*seen, *([self.state(observations)] if self.state else [])], dim=2)
 
+    def grounding_loss(self, observations: Mapping[str, Tensor]) -> Float[Tensor, ""] | None:
+        """Returns how badly instructions and tables of the first steps find each other; None where one is missing."""
+        return self.state.grounding_loss(observations) if self.state and self.state.named else None
+
     def load_vision_weights(self, vision: Vision, path: Path) -> None:
         """Begins every camera's network with the weights in a file.
 

@@ -1,7 +1,9 @@
 """Reading a table of rows that are alike (objects on a desk, say) with a question that the rest of the step asks.
 
 Special about this file: attention finds which row matters, whatever its place, so that objects may come in any order
-and words can say which is meant. It must not know what the rows are.
+and words can say which is meant. `WordReader` is asked by the words alone, and can be taught without a label what they
+mean: an instruction speaks of rows of its own table, and often of none in another episode's. It must not know what the
+rows are.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 _HEADS = 4  # rows that a step can look at, at once
+_NAMED = 2  # rows that words can name, at once: the red can, near the blue cube
 
 
 class TableReader(nn.Module):
@@ -37,3 +41,42 @@ class TableReader(nn.Module):
         keys, values = self.keys_values(rows).unflatten(-1, (2, _HEADS, -1)).unbind(-3)
         scores = queries @ keys.movedim(-3, -1) * self.head_width**-0.5
         return (scores.softmax(dim=-1) @ values.transpose(-2, -3)).flatten(-3)
+
+
+class WordReader(nn.Module):
+    """The rows of a table that an instruction names."""
+
+    def __init__(self, num_columns: int, num_words: int, width: int) -> None:
+        """For rows of `num_columns`; instructions come as `num_words` numbers."""
+        super().__init__()
+        self.head_width = width // 2
+        self.num_features = _NAMED * self.head_width
+        self.rows = nn.Sequential(nn.Linear(num_columns, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+        self.queries = nn.Sequential(
+            nn.Linear(num_words, 2 * width), nn.GELU(), nn.Linear(2 * width, self.num_features)
+        )
+        self.keys_values = nn.Linear(width, 2 * self.num_features)
+
+    def forward(
+        self, table: Float[Tensor, "*batch rows columns"], words: Float[Tensor, "*batch words"]
+    ) -> Float[Tensor, "*batch features"]:
+        """Returns what stands in the rows that are named."""
+        queries, keys, values = self._asked(table, words)
+        shares = torch.einsum("...hd,...rhd->...rh", queries, keys).softmax(dim=-2)
+        return torch.einsum("...rh,...rhd->...hd", shares, values).flatten(-2)
+
+    def grounding_loss(
+        self, tables: Float[Tensor, "batch rows columns"], words: Float[Tensor, "batch words"]
+    ) -> Float[Tensor, ""]:
+        """Returns how badly words and tables find each other among those of the batch.
+
+        InfoNCE in both directions (arXiv 1807.03748, 2103.00020); words and a table match as the best row does.
+        """
+        queries, keys, _ = self._asked(tables, words)
+        matches = torch.einsum("ihd,jrhd->ijrh", queries, keys).logsumexp(dim=2).sum(dim=-1)
+        own = torch.arange(len(words), device=words.device)
+        return (functional.cross_entropy(matches, own) + functional.cross_entropy(matches.T, own)) / 2
+
+    def _asked(self, tables: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        keys, values = self.keys_values(self.rows(tables)).unflatten(-1, (2, _NAMED, -1)).unbind(-3)
+        return self.queries(words).unflatten(-1, (_NAMED, -1)) * self.head_width**-0.5, keys, values
