@@ -292,14 +292,8 @@ class TrainConfig:
     following: FollowConfig = FollowConfig()
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps",
-            "batch_size",
-            "gradient_accumulation_steps",
-            "num_threads",
-            "log_every",
-            "checkpoint_every",
-        ):
+        numbers = ("steps", "batch_size", "gradient_accumulation_steps", "num_threads", "log_every", "checkpoint_every")
+        for name in numbers:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
         _require("seed", self.seed, self.seed >= 0, "be at least 0")
 
