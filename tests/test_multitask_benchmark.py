@@ -23,7 +23,8 @@ def test_methods_differ_as_they_say():
     ours = multitask.flags(multitask.OURS, 90)
     assert multitask.flags(multitask.WORDLESS, 90) == (*ours, "--observations", "objects", "state")
     cloning = multitask.flags(multitask.CLONING, 90)
-    assert cloning == ("--algorithm", "behaviour_cloning", *ours)
+    assert cloning == ("--algorithm", "behaviour_cloning", *multitask.NETWORK, "--steps", "90")
+    assert ours == (*multitask.NETWORK, *multitask.BALANCE, "--steps", "90")
     assert multitask.flags(multitask.SUCCESSES, 90)[-3:] == ("--only-successful", "--steps", "30")
 
 
