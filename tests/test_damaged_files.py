@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lerobot_fixtures
@@ -20,6 +21,7 @@ from task_fixtures import write_tasks
 
 NUM_CASES = 1000
 MEGABYTES = 1000
+AT_ONCE = 2
 
 
 @pytest.fixture(scope="module")
@@ -64,23 +66,31 @@ def run(server, path: Path):
         child.join()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_a_thousand_damaged_files(sources, server, tmp_path):
-    chance, troubles, refused = random.Random(0), [], 0
+def damaged_files(sources, folder: Path):
+    """Yields the number of each case, its source, what in it is damaged, and where the damaged copy is."""
+    chance = random.Random(0)
     for case in range(NUM_CASES):
         source, inner = chance.choice(sources)
-        path = tmp_path / f"case{case}{source.suffix}"
+        path = folder / f"case{case}{source.suffix}"
         (shutil.copytree if source.is_dir() else shutil.copy)(source, path)
         victim = path / inner if inner else path
         victim.write_bytes(damage(victim.read_bytes(), chance))
-        code, out, err, megabytes = run(server, path)
+        yield case, f"{source.name} {inner}", path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_thousand_damaged_files(sources, server, tmp_path):
+    cases = list(damaged_files(sources, tmp_path))
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # the last test to end: the other cores are idle by then
+        results = list(pool.map(lambda case: run(server, case[-1]), cases))
+    troubles, refused = [], 0
+    for (case, victim, _), (code, out, err, megabytes) in zip(cases, results, strict=True):
         said = [line for line in err.splitlines() if line.startswith("qtransformer inspect: error: ")]
         refused += code == 2
         is_clear = code == 0 or (code == 2 and len(said) == 1 and "Traceback" not in err)
         if not is_clear or megabytes > MEGABYTES:
-            troubles.append((case, source.name, inner, code, megabytes, out, err[-500:]))
-        (shutil.rmtree if path.is_dir() else Path.unlink)(path)
+            troubles.append((case, victim, code, megabytes, out, err[-500:]))
     assert troubles == []
     assert refused > NUM_CASES / 4, "damage that nobody notices is no damage"
 
