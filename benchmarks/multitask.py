@@ -4,7 +4,7 @@ The log is `qtransformer collect --mix --noise-std 0.5` on qtransformer/Tabletop
 demonstrations, the rest replays with noise and other mistakes. Every method sees the arm, the objects in rows of random
 order, and the instruction:
 
-    ours                   `qtransformer train` with a wider network and --balance success: three of four episodes failed
+    ours                   `qtransformer train` with a wider network and --balance success, since most episodes fail
     cloning                --algorithm behaviour_cloning, as many updates, which is less CPU time; every step alike
     cloning of successes   ... --only-successful, a third of the updates
     ours, without words    the same as ours, but --observations objects state: what the instruction is worth

@@ -11,6 +11,7 @@ from learner_fixtures import make_batch, make_config, make_learner
 from qtransformer.cli import main
 from qtransformer.config import LearningConfig, RunError
 from qtransformer.plan import Plan, Sizes, count_flops, number, update_flops, width_for
+from qtransformer_datasets.windows import looked_at
 
 SIZES = Sizes(32, 2, 1, 3, 4, 16, 2)
 
@@ -29,7 +30,9 @@ def learner_of(sizes, **changes):
 
 
 def batch_of(sizes, segments):
-    return make_batch(segments, num_steps=sizes.window + 4, num_dimensions=sizes.dimensions)
+    """A batch as the sampler gives it: with the frames that are looked at."""
+    batch = make_batch(segments, num_steps=sizes.window + 4, num_dimensions=sizes.dimensions)
+    return replace(batch, frames=looked_at(batch.is_valid, sizes.window, True))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from qtransformer.deploy.controller import Controller
 from qtransformer.serve.client import PolicyClient, PolicyServerError
 from qtransformer.serve.protocol import pack
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "serving.md"
 WITHOUT_TORCH = """
 import sys
 
@@ -81,27 +80,6 @@ def test_an_open_address_is_warned_of(folder: Path):  # noqa: F811
     with serving(folder, "--host", "0.0.0.0") as (process, _):
         assert process.stderr is not None
         assert process.stderr.readline().startswith("warning: whoever reaches this address may ask")
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
-
-def test_the_code_of_the_page_runs(folder: Path):  # noqa: F811
-    _, ours = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
-    with serving(folder) as (_, port):
-        code = ours.replace("8000", str(port)).replace('{"state": state}', "observation")
-        names: dict[str, Any] = {"observation": observation(0.03, 0.0)}
-        exec(compile(code, PAGE.name, "exec"), names)
-    np.testing.assert_allclose(names["action"], [0.3, 0.0], rtol=1e-6)
-
-
-def test_the_page_names_options_that_exist(capsys: Any):
-    with pytest.raises(SystemExit):
-        main(["serve", "--help"])
-    told = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out))
-    named = set(re.findall(r"--[a-z][a-z-]+", PAGE.read_text())) - {"--out"}  # that of `export`
-    assert len(named) >= 7
-    assert named <= told
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
