@@ -62,7 +62,8 @@ ALLOWED = {
 
 
 def sources() -> list[Path]:
-    return [file for each in OURS for file in ([ROOT / each] if each.endswith(".py") else (ROOT / each).rglob("*.py"))]
+    found = [file for each in OURS for file in ([ROOT / each] if each.endswith(".py") else (ROOT / each).rglob("*.py"))]
+    return [file for file in found if ".venvs" not in file.parts]  # the peers of the benchmarks
 
 
 def executing(source: str) -> list[str]:
