@@ -45,10 +45,11 @@ def _file_failures(folder: Path, sums: Mapping[str, str]) -> Iterator[str]:
     for name in ("policy.json", "golden.npz", "controller.py", SCHEMA.name, *GRAPHS):
         if name not in sums:
             yield f"SHA256SUMS: must list {name}"
+    root = folder.resolve()
     for name, digest in sums.items():
-        path = folder / name
-        if path.parent != folder or path.is_symlink():
-            yield f"{name}: must be a file in the folder itself, got a path or a link; export or copy the bundle again"
+        path = root / name
+        if not path.is_relative_to(root) or path.resolve() != path:
+            yield f"{name}: must be a file within the folder, got a path or a link out; export or copy the bundle again"
         elif not path.is_file():
             yield f"{name}: is missing"
         elif sha256(path) != digest:
