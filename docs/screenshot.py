@@ -25,8 +25,12 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--hide-scrollbars",
 )
+
+
+def browser() -> str | None:
+    """Returns the path of the browser; None where there is none."""
+    return shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def screenshot(page: Path, width: int, height: int) -> Image.Image:
@@ -35,13 +39,13 @@ def screenshot(page: Path, width: int, height: int) -> Image.Image:
     Raises:
         RuntimeError: there is no browser, or it took no picture.
     """
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    binary = browser()
     if binary is None:
         raise RuntimeError("a browser is needed; apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "page.png"
         places = (f"--user-data-dir={folder}", f"--window-size={width},{height}", f"--screenshot={target}")
-        command = [binary, *FLAGS, *places, "--virtual-time-budget=2000", page.resolve().as_uri()]
+        command = [binary, *FLAGS, *places, "--hide-scrollbars", "--virtual-time-budget=2000", page.resolve().as_uri()]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         if not target.exists():
             raise RuntimeError(f"{binary} took no picture: {done.stderr.strip()[-300:]}")

@@ -19,7 +19,7 @@ from qtransformer import backup, losses, ranks
 from qtransformer.batch import Batch
 from qtransformer.config import Algorithm, TrainConfig
 from qtransformer.encoders.return_conditioned import RETURN_TO_GO, ReturnConditionedEncoder
-from qtransformer.learner import Figures, Goals, Learner, counted, first_frames, looked_at, masked_mean
+from qtransformer.learner import Figures, Goals, Learner, counted, first_frames, masked_mean, observations_looked_at
 from qtransformer.model import TokenOutputs
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
@@ -146,7 +146,7 @@ class ImplicitQLearning(QTransformerLearner):
         returns = backup.environment_steps_targets(
             batch.rewards,
             batch.terminations,
-            self._next_values(batch, is_known, encoder(looked_at(batch, encoder.image_keys))),
+            self._next_values(batch, is_known, encoder(observations_looked_at(batch, encoder.image_keys))),
             is_known,
             self.config.discount,
             self.config.environment_steps,

@@ -135,11 +135,12 @@ class Learner(ABC):
 
         The part is a `share` of this rank's. Others are not asked: with more segments at once the question is harder.
         """
-        grounding = self.policy.model.encoder.grounding_loss(part.observations)
+        weight = self.config.grounding_weight
+        grounding = self.policy.model.encoder.grounding_loss(part.observations) if weight else None
         if grounding is None:
             return loss, figures
         grounding = grounding * share / ranks.world_size()
-        return loss + self.config.grounding_weight * grounding, {**figures, "grounding": grounding.detach()}
+        return loss + weight * grounding, {**figures, "grounding": grounding.detach()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Returns the policy's tensors, and those that only a resumed training needs."""
@@ -202,7 +203,7 @@ def first_frames(batch: Batch, number: int) -> dict[str, Tensor]:
     return {key: value[:, :number] for key, value in batch.observations.items()}
 
 
-def looked_at(batch: Batch, image_keys: Collection[str]) -> dict[str, Tensor]:
+def observations_looked_at(batch: Batch, image_keys: Collection[str]) -> dict[str, Tensor]:
     """Returns the observations of the batch's `frames`; images come as these alone."""
     segments = torch.arange(len(batch.frames), device=batch.frames.device).unsqueeze(-1)
     return {

@@ -17,7 +17,16 @@ from qtransformer import backup, losses, ranks
 from qtransformer.batch import Batch
 from qtransformer.config import TrainConfig
 from qtransformer.hl_gauss import SPREAD, hl_gauss_edges, hl_gauss_labels
-from qtransformer.learner import Figures, Goals, Learner, counted, first_frames, looked_at, masked_mean, under
+from qtransformer.learner import (
+    Figures,
+    Goals,
+    Learner,
+    counted,
+    first_frames,
+    masked_mean,
+    observations_looked_at,
+    under,
+)
 from qtransformer.model import TokenOutputs
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
@@ -122,7 +131,7 @@ class QTransformerLearner(Learner):
         """
         T = self.target.model.window
         tokens = self.target.tokenizer.encode(batch.actions[:, :T])
-        encoded = self.target.model.encoder(looked_at(batch, self.target.model.encoder.image_keys))
+        encoded = self.target.model.encoder(observations_looked_at(batch, self.target.model.encoder.image_keys))
         token_values = self.target.values(self.target.model(encoded[:, :T], tokens))
         is_known = batch.is_valid & (batch.terminations | batch.has_successor)
         returns = backup.environment_steps_targets(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,15 +12,10 @@ from typing import Any
 
 import pytest
 
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
+sys.path.append(str(Path(__file__).resolve().parents[1] / "docs"))
+
+from screenshot import FLAGS, browser  # pyright: ignore[reportMissingImports]
+
 NEEDED = "needs a browser: apt-get install chromium chromium-driver, and pip install selenium"
 
 # Elements that stick out of the window, but for those inside of a box that scrolls.
@@ -101,7 +97,7 @@ class Browser:
 @contextmanager
 def open_browser(folder: Path) -> Iterator[Browser]:
     """Yields a browser that keeps its profile in `folder`; skips the test where there is none."""
-    binary = shutil.which("chromium") or shutil.which("chromium-browser")
+    binary = browser()
     driver_path = shutil.which("chromedriver")
     if binary is None or driver_path is None:
         pytest.skip(NEEDED)

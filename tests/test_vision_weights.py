@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -127,6 +128,21 @@ def test_a_file_that_is_none(tmp_path, content):
             torch.save(content, path)
         with pytest.raises(RunError, match=r"--vision-weights .*: cannot be read \(.*\); give a file of safetensors"):
             load_vision_weights(make_network(0), B0, path)
+
+
+def test_no_code_in_a_file_is_run(tmp_path):
+    path, sprung = tmp_path / "weights.pth", tmp_path / "sprung"
+
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (sprung,)
+
+    torch.save({"stem.convolve.weight": Trap()}, path)
+    with pytest.raises(RunError, match="cannot be read"):
+        load_vision_weights(make_network(0), B0, path)
+    assert not sprung.exists()
+    torch.load(path, weights_only=False)
+    assert sprung.exists(), "the trap is none"
 
 
 def test_a_run_begins_with_them_and_goes_on_without_the_file(tmp_path):
