@@ -70,7 +70,9 @@ def test_words_read_the_row_that_they_name(named):
     sharp = 100.0
     for words, expected in ((RED, [5.0, 6.0]), (BLUE, [7.0, 8.0])):
         found = named(table, sharp * torch.tensor(words))
-        torch.testing.assert_close(found, torch.tensor(expected * 2))
+        torch.testing.assert_close(
+            found, torch.tensor([*expected, *words, *expected] * 2)
+        )  # value, then the row itself
 
 
 def test_the_grounding_loss_by_hand(named):

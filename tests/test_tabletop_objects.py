@@ -48,6 +48,10 @@ def test_a_row_shows_kind_colour_size_and_pose():
     # front at y = 0.29 - 0.02 - 0.1, the bar of the handle 0.047 before it
     assert shown(table, 5, "is_drawer", *vector("position"), "opening") == pytest.approx([1, 0.51, 0.123, 0.078, 0.1])
     assert shown(table, 5, *vector("half_size")) == pytest.approx([0.05, 0.005, 0.007])
+    gripper = scene.arm.position(scene.data)
+    for row in (0, 4, 5):
+        position = np.array(shown(table, row, *vector("position")))
+        assert shown(table, row, *vector("from_gripper")) == pytest.approx(position - gripper, abs=1e-6)
 
 
 def test_the_row_of_the_target_is_any_row_and_stays():

@@ -50,20 +50,21 @@ class WordReader(nn.Module):
         """For rows of `num_columns`; instructions come as `num_words` numbers."""
         super().__init__()
         self.head_width = width // 2
-        self.num_features = _NAMED * self.head_width
+        self.num_features = _NAMED * (self.head_width + num_columns)
+        num_asked = _NAMED * self.head_width
         self.rows = nn.Sequential(nn.Linear(num_columns, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-        self.queries = nn.Sequential(
-            nn.Linear(num_words, 2 * width), nn.GELU(), nn.Linear(2 * width, self.num_features)
-        )
-        self.keys_values = nn.Linear(width, 2 * self.num_features)
+        self.queries = nn.Sequential(nn.Linear(num_words, 2 * width), nn.GELU(), nn.Linear(2 * width, num_asked))
+        self.keys_values = nn.Linear(width, 2 * num_asked)
 
     def forward(
         self, table: Float[Tensor, "*batch rows columns"], words: Float[Tensor, "*batch words"]
     ) -> Float[Tensor, "*batch features"]:
-        """Returns what stands in the rows that are named."""
+        """Returns what the rows that are named say, and these rows as they are: a grasp needs centimetres."""
         queries, keys, values = self._asked(table, words)
         shares = torch.einsum("...hd,...rhd->...rh", queries, keys).softmax(dim=-2)
-        return torch.einsum("...rh,...rhd->...hd", shares, values).flatten(-2)
+        found = torch.einsum("...rh,...rhd->...hd", shares, values)
+        named = torch.einsum("...rh,...rc->...hc", shares, table)
+        return torch.cat([found, named], dim=-1).flatten(-2)
 
     def grounding_loss(
         self, tables: Float[Tensor, "batch rows columns"], words: Float[Tensor, "batch words"]
