@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from controller_fixtures import CARD, TIMES, golden, write_bundle, write_sums
-from cpp_fixtures import CAN_BUILD, SOURCES, WHY_NOT, built, built_example, run_example, write_worded
+from cpp_fixtures import CAN_BUILD, EXAMPLE, WHY_NOT, built, built_once, run_example, write_worded
 from documentation_fixtures import blocks_of
 
 from qtransformer.deploy.controller import FAULTS, Controller
@@ -20,9 +20,9 @@ NAN = float("nan")
 
 
 @pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def example() -> Path:
     """With CMake where it is there, as the integrator does; the compiler alone otherwise."""
-    return built_example(SOURCES, tmp_path_factory.mktemp("example"))
+    return built_once(EXAMPLE)
 
 
 @pytest.fixture(scope="module")
