@@ -193,11 +193,11 @@ int main() {
 """
 
 
-def test_the_blocks_of_the_page_compile(tmp_path):
+def test_the_blocks_of_the_page_compile(tmp_path: Path):
+    """One after the other, as one program."""
     page = Path(__file__).resolve().parents[1] / "docs" / "robot-cpp.md"
     blocks = [block.text for block in blocks_of(page) if block.language == "cpp"]
     assert blocks
-    for number, block in enumerate(blocks):
-        source = tmp_path / f"block{number}.cpp"
-        source.write_text(PRELUDE + block.replace('#include "qtransformer_controller.hpp"', "") + "}\n")
-        built(source, tmp_path / f"block{number}")
+    source = tmp_path / "blocks.cpp"
+    source.write_text(PRELUDE + "\n".join(blocks).replace('#include "qtransformer_controller.hpp"', "") + "}\n")
+    built(source, tmp_path / "blocks")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnx.parser
+import pytest
+import torch
 
+from qtransformer.blocks import Block
 from qtransformer.deploy.controller import make_session
-from qtransformer.deploy.onnx_model import _join_reshapes, _regroup_gelu
+from qtransformer.deploy.onnx_model import Signature, _join_reshapes, _regroup_gelu, onnx_model
 
 GELU = """
 <ir_version: 8, opset_import: ["" : 18]>
@@ -69,3 +74,34 @@ def test_a_chain_of_reshapes_is_one_or_none():
     after = make_session(model.SerializeToString()).run(None, {"x": x})
     assert [each.tolist() for each in after] == [each.tolist() for each in before]
     assert after[0].ravel().tolist() == [-2, -1, 0, 2, 4, 6]
+
+
+class OneToken(torch.nn.Module):
+    """A block that goes on from its cache."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.block = Block(width=16, num_heads=2)
+
+    def forward(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return self.block(x, None, (keys, values))[0]
+
+
+@pytest.mark.export
+def test_one_token_takes_few_nodes():
+    """Of what only moves numbers: the token's row in and out, its heads in and out, three parts, the keys turned."""
+    module, arguments = (
+        OneToken().eval(),
+        {"x": torch.randn(1, 1, 16), **dict.fromkeys(("keys", "values"), torch.randn(1, 2, 3, 8))},
+    )
+    model = onnx_model(module, Signature(arguments, list(arguments), ["y"]), {})
+    operators = Counter(node.op_type for node in model.graph.node)
+    moving = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Gemm")
+    assert [operators[name] for name in moving] == [4, 1, 1, 0, 0, 0, 0]
+    assert operators.total() <= 30
+    (found,) = make_session(model.SerializeToString()).run(
+        None, {name: each.numpy() for name, each in arguments.items()}
+    )
+    with torch.no_grad():
+        np.testing.assert_allclose(found, module(**arguments), rtol=0, atol=1e-6)
