@@ -91,10 +91,8 @@ class OneToken(torch.nn.Module):
 @pytest.mark.export
 def test_one_token_takes_few_nodes():
     """Of what only moves numbers: the token's row in and out, its heads in and out, three parts, the keys turned."""
-    module, arguments = (
-        OneToken().eval(),
-        {"x": torch.randn(1, 1, 16), **dict.fromkeys(("keys", "values"), torch.randn(1, 2, 3, 8))},
-    )
+    module = OneToken().eval()
+    arguments = {"x": torch.randn(1, 1, 16), "keys": torch.randn(1, 2, 3, 8), "values": torch.randn(1, 2, 3, 8)}
     model = onnx_model(module, Signature(arguments, list(arguments), ["y"]), {})
     operators = Counter(node.op_type for node in model.graph.node)
     moving = ("Reshape", "Transpose", "Split", "Slice", "Squeeze", "Unsqueeze", "Gemm")
