@@ -16,6 +16,7 @@ from qtransformer.deploy.controller import Controller
 from qtransformer_datasets.record_episodes import RecordEpisodes
 
 TRAIN = ["--steps", "2", "--batch-size", "4", "--width", "32", "--num-layers", "1", "--num-bins", "9", "--window", "2"]
+TRAIN += ["--allow", "no-reward"]
 
 
 @pytest.fixture
