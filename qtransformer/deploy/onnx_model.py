@@ -88,7 +88,9 @@ def _translations() -> dict[Any, Any]:
     The exporter's own translations hide the scale and the transposed keys of attention behind reshapes, and write
     products of matrices as Gemm, which the quantizer cannot read where a weight has several readers.
     """
-    from onnxscript import opset18 as op
+    import onnxscript
+
+    op: Any = onnxscript.opset18
 
     def linear(x: Any, weight: Any, bias: Any = None) -> Any:
         product = op.MatMul(x, op.Transpose(weight, perm=[1, 0]))
@@ -147,7 +149,8 @@ def _join_reshapes(model: Any) -> None:
 
     for node in graph.node:
         if _keeps_order(node, shapes) and node.output[0] not in outputs:
-            sources[node.output[0]] = sources.get(node.input[0], node.input[0])
+            given: str = node.input[0]
+            sources[node.output[0]] = sources.get(given, given)
         else:
             node.input[:] = [reshaped(name) for name in node.input]
             kept.append(node)
