@@ -35,13 +35,14 @@ class Block(nn.Module):
         `mask` is True where a token of `x` may look; None lets each look at all.
         """
         B, L, W = x.shape
-        joined = self.queries_keys_values(self.attention_norm(x)).view(B, L, 3, self.num_heads, -1)
-        queries, keys, values = joined.permute(2, 0, 3, 1, 4).unbind(0)
+        rows = x.reshape(B * L, W)  # so that a product with its bias is one node in an exported graph
+        joined = self.queries_keys_values(self.attention_norm(rows)).view(B, L, 3 * self.num_heads, -1)
+        queries, keys, values = joined.transpose(1, 2).chunk(3, dim=1)
         if past is not None:
             keys, values = torch.cat([past[0], keys], dim=2), torch.cat([past[1], values], dim=2)
         attended = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
-        x = x + self.project(attended.transpose(1, 2).reshape(B, L, W))
-        return x + self.mlp(self.mlp_norm(x)), (keys, values)
+        rows = rows + self.project(attended.transpose(1, 2).reshape(B * L, W))
+        return (rows + self.mlp(self.mlp_norm(rows))).view(B, L, W), (keys, values)
 
 
 class TokenHead(nn.Module):

@@ -144,22 +144,22 @@ class Run:
         from qtransformer.deploy.controller import Controller
         from qtransformer.deploy.realtime import Drive, period_limits
         from qtransformer.evaluation import Plan, make_environment
-        from qtransformer.loading import open_policy
+        from qtransformer.loading import named_environment
         from qtransformer.vectorization import Host
 
         plan = Plan(self.episodes, 1, self.seed)
         if not (self.bundle / "policy.json").exists():
             raise RunError(f"{self.bundle}: must be the folder of a bundle; export the run first")
-        opened = open_policy(self.bundle)
-        environment_id, kwargs = opened.environment(self.env_id)
         controller = Controller(self.bundle, model=self.model, limits=_read_limits(self.limits))
-        rate = self.rate or controller.card["control_hz"]
+        logged = controller.card["environment"]
+        environment_id, kwargs = named_environment(self.bundle, logged["id"], logged["kwargs"], self.env_id)
+        rate = controller.card["control_hz"] if self.rate is None else self.rate
         if rate is None:
             raise RunError(f"{self.bundle}: its log names no rate; name one with --rate")
         controller = controller.fork(period_limits(controller.card, rate))
         host = Host(partial(make_environment, environment_id, kwargs, self.imports))
         try:
-            drive = Drive(controller, host, rate, opened.ignored_observations)
+            drive = Drive(controller, host, rate, tuple(logged.get("ignored_observations", ())))
             report = drive.play(range(plan.seed, plan.seed + plan.episodes))
         finally:
             host.close()

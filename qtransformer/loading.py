@@ -75,16 +75,8 @@ class OpenedPolicy:
     """`config`, `step`, `return_scale` and `dataset` (with its fingerprint) of the training run."""
 
     def environment(self, other: str | None = None) -> tuple[str, dict[str, Any]]:
-        """Returns the Gymnasium id to play in and its settings: the log's, or `other` without any.
-
-        Raises:
-            RunError: there is neither.
-        """
-        if other is not None:
-            return other, {}
-        if self.environment_id is None:
-            raise RunError(f"{self.path}: its log names no environment; name one with --env-id")
-        return self.environment_id, dict(self.environment_kwargs)
+        """Returns what `named_environment` does for this policy."""
+        return named_environment(self.path, self.environment_id, self.environment_kwargs, other)
 
     def value_of(self) -> Callable[[float], float] | None:
         """Returns the map from Q in (0, 1) to returns of the log; None where the algorithm learns no values."""
@@ -92,6 +84,21 @@ class OpenedPolicy:
             return None
         low, high = (self.origin["return_scale"][key] for key in ("low", "high"))
         return lambda q_value: low + (high - low) * q_value
+
+
+def named_environment(
+    path: Path, environment_id: str | None, kwargs: Mapping[str, Any], other: str | None
+) -> tuple[str, dict[str, Any]]:
+    """Returns the Gymnasium id to play in and its settings: those of the log behind `path`, or `other` without any.
+
+    Raises:
+        RunError: there is neither.
+    """
+    if other is not None:
+        return other, {}
+    if environment_id is None:
+        raise RunError(f"{path}: its log names no environment; name one with --env-id")
+    return environment_id, dict(kwargs)
 
 
 def load_run(folder: Path) -> LoadedRun:

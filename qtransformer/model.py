@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -147,15 +148,15 @@ class QTransformer(nn.Module):
         outputs = [self._outputs(x, 0)]
         tokens = [choose(outputs[0])]
         for slot in range(self.num_action_tokens - 1):
-            x = self.action_embedding[slot][tokens[-1]] + self.slot_embedding[slot] + features[:, -1]
+            x = F.embedding(tokens[-1], self.action_embedding[slot]) + self.slot_embedding[slot] + features[:, -1]
             x = x.unsqueeze(1)
             with self._products(x):
                 for index, block in enumerate(self.decoder):
                     x, cache[index] = block(x, None, cache[index])
-            outputs.append(self._outputs(self.norm(x).squeeze(1), slot + 1))
+            outputs.append(self._outputs(self.norm(x.squeeze(1)), slot + 1))
             tokens.append(choose(outputs[-1]))
-        stacked = TokenOutputs(*(torch.stack(each, dim=1) for each in zip(*outputs, strict=True)))
-        return GreedyAction(torch.stack(tokens, dim=1), stacked)
+        joined = (torch.cat(each, dim=1).unflatten(1, (len(tokens), -1)) for each in zip(*outputs, strict=True))
+        return GreedyAction(torch.stack(tokens, dim=1), TokenOutputs(*joined))
 
     def features(self, observations: Observations) -> Float[Tensor, "batch time slots width"]:
         """Returns what the trunk makes of the observation tokens of each step and those before it."""

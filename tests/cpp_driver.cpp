@@ -2,7 +2,7 @@
 //
 //     driver FOLDER LIBRARY LIMITS
 //     clock SECONDS | reset INSTRUCTION SENT... | encode TEXT | json TEXT | heap | counters
-//     step TAKEN_AT COUNT, then a line a reading: NAME DTYPE BYTES TAKEN_AT SIZES...
+//     step TAKEN_AT COUNT, then a line a reading: NAME DTYPE BYTES TAKEN_AT SIZES...; no bytes: a null pointer
 #include <malloc.h>
 
 #include <cstdio>
@@ -64,7 +64,10 @@ static void step(Controller& controller, std::istringstream& words) {
     std::vector<Reading> readings;
     for (const auto& each : given) {
         if (each.dtype == Dtype::text) readings.emplace_back(each.name, std::string_view(each.bytes));
-        else readings.emplace_back(each.name, each.dtype, each.bytes.data(), each.shape.data(), each.shape.size());
+        else {
+            const void* data = each.bytes.empty() ? nullptr : each.bytes.data();
+            readings.emplace_back(each.name, each.dtype, data, each.shape.data(), each.shape.size());
+        }
         readings.back().taken_at = each.taken_at;
     }
     const std::size_t before = num_allocations;

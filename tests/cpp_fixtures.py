@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from controller_fixtures import CARD, GRAPH, write_bundle, write_sums
 from qtransformer.deploy import controller as module
 
 SOURCES = Path(module.__file__).with_name("cpp")
+EXAMPLE = SOURCES / "example.cpp"
 DRIVER = Path(__file__).with_name("cpp_driver.cpp")
 LIBRARY = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"), None)
 COMPILER = shutil.which("g++") or shutil.which("c++")
@@ -51,6 +54,14 @@ def built_example(sources: Path, out: Path) -> Path:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stdout + result.stderr
     return out / "example"
+
+
+@functools.cache
+def built_once(source: Path) -> Path:
+    """Returns the program of DRIVER or of the example, built once for all tests of this process."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return built(source, folder / "driver") if source == DRIVER else built_example(source.parent, folder)
 
 
 def run_example(example: Path, folder: Path, *flags: str) -> tuple[int, list[dict[str, Any]], str]:
@@ -168,6 +179,20 @@ def write_worded(folder: Path) -> Path:
     text = GRAPH.replace("float[1,1] goal", "float[1,128] goal")
     told = "scaled = Mul(mean, ten)\n bias = ReduceMean<keepdims = 0>(goal)\n actions = Add(scaled, bias)"
     return write_graph(folder, text.replace("actions = Mul(mean, ten)", told))
+
+
+def write_seen(folder: Path) -> Path:
+    """A bundle that sees: `goal` are pictures of 2 x 4 pixels, whose mean, a byte, is added to the action."""
+    picture = {**CARD["observations"][1], "kind": "image", "shape": [2, 4, 3], "dtype": "uint8"}
+    inputs = [
+        {**each, "dtype": "uint8", "shape": [1, 2, 4, 3]} if each["name"] == "goal" else each for each in CARD["inputs"]
+    ]
+    write_bundle(folder, observations=[CARD["observations"][0], picture], inputs=inputs)
+    text = GRAPH.replace("float[1,1] goal", "uint8[1,2,4,3] goal").replace(
+        "ReduceMax<keepdims = 0>(goal)", "Neg(light)"
+    )
+    seen = "scaled = Mul(mean, ten)\n numbers = Cast<to = 1>(goal)\n light = ReduceMean<keepdims = 0>(numbers)\n"
+    return write_graph(folder, text.replace("actions = Mul(mean, ten)", seen + " actions = Add(scaled, light)"))
 
 
 def write_graph(folder: Path, text: str) -> Path:

@@ -21,7 +21,7 @@ from cpp_fixtures import (
     WHY_NOT,
     Cpp,
     Python,
-    built,
+    built_once,
     compiled,
     digits,
     write_graph,
@@ -40,8 +40,8 @@ NARROW = {"hard_low": [-3.0, -3.0], "hard_high": [3.0, 3.0]}
 
 
 @pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built(DRIVER, tmp_path_factory.mktemp("driver") / "driver")
+def driver() -> Path:
+    return built_once(DRIVER)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from controller_fixtures import CARD, TIMES, golden, write_bundle, write_sums
-from cpp_fixtures import CAN_BUILD, SOURCES, WHY_NOT, built, built_example, run_example, write_worded
+from cpp_fixtures import CAN_BUILD, EXAMPLE, WHY_NOT, built, built_once, run_example, write_worded
 from documentation_fixtures import blocks_of
 
 from qtransformer.deploy.controller import FAULTS, Controller
@@ -20,9 +20,9 @@ NAN = float("nan")
 
 
 @pytest.fixture(scope="session")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def example() -> Path:
     """With CMake where it is there, as the integrator does; the compiler alone otherwise."""
-    return built_example(SOURCES, tmp_path_factory.mktemp("example"))
+    return built_once(EXAMPLE)
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +193,11 @@ int main() {
 """
 
 
-def test_the_blocks_of_the_page_compile(tmp_path):
+def test_the_blocks_of_the_page_compile(tmp_path: Path):
+    """One after the other, as one program."""
     page = Path(__file__).resolve().parents[1] / "docs" / "robot-cpp.md"
     blocks = [block.text for block in blocks_of(page) if block.language == "cpp"]
     assert blocks
-    for number, block in enumerate(blocks):
-        source = tmp_path / f"block{number}.cpp"
-        source.write_text(PRELUDE + block.replace('#include "qtransformer_controller.hpp"', "") + "}\n")
-        built(source, tmp_path / f"block{number}")
+    source = tmp_path / "blocks.cpp"
+    source.write_text(PRELUDE + "\n".join(blocks).replace('#include "qtransformer_controller.hpp"', "") + "}\n")
+    built(source, tmp_path / "blocks")

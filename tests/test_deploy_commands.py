@@ -86,7 +86,7 @@ def test_run_in_words(bundle: Path, capsys: pytest.CaptureFixture[str]):
 def test_run_obeys_limits(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     limits = {"observations": {"state": {"hard_low": [5.0, 5.0]}}}
     (tmp_path / "limits.json").write_text(json.dumps(limits))
-    arguments = ["run", str(bundle), "--import", "realtime_fixtures", "--episodes", "1", "--rate", "100", "--json"]
+    arguments = ["run", str(bundle), "--import", "realtime_fixtures", "--episodes", "1", "--rate", "5", "--json"]
     assert main([*arguments, "--limits", str(tmp_path / "limits.json")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["counters"]["hard_range"] == 3
@@ -99,6 +99,7 @@ def test_run_obeys_limits(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFi
         (["--env-id", "test/Nothing-v0"], "environment id ('test/Nothing-v0') is unknown"),
         (["--episodes", "0"], "episodes (0) must be at least 1"),
         (["--rate", "-1"], "rate (-1.0) must be above 0"),
+        (["--rate", "0"], "rate (0.0) must be above 0"),
         (["--model", "policy.int8.onnx"], "model (policy.int8.onnx) must be one of ['policy.onnx']"),
         (["--limits", "none.json"], "--limits none.json: cannot be used"),
         (["--log", "none/log.jsonl", "--episodes", "1"], "--log none/log.jsonl: cannot be written"),

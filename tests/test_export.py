@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from bare_fixtures import passes_self_test
-from cpp_fixtures import CAN_BUILD, SOURCES, WHY_NOT, built_example, run_example
+from cpp_fixtures import CAN_BUILD, EXAMPLE, SOURCES, WHY_NOT, built_once, run_example
 
 from qtransformer.batch import ActionSpec, DatasetSpec, ObservationSpec
 from qtransformer.config import ModelConfig, TokenConfig
@@ -283,8 +283,8 @@ def test_files(bundle: Bundle):
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return built_example(SOURCES, tmp_path_factory.mktemp("example"))
+def example() -> Path:
+    return built_once(EXAMPLE)
 
 
 @pytest.mark.export

@@ -6,6 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from bare_fixtures import passes_self_test
+from cpp_fixtures import CAN_BUILD, DRIVER, EXAMPLE, WHY_NOT, Cpp, Python, built_once, run_example
+from test_cpp import assert_equal
 from vision_fixtures import CAMERA, SIZE, STATE, TOLD
 
 from qtransformer.cli import main
@@ -71,6 +74,48 @@ def bundle(run):
     folder = run.parent / "bundle"
     assert main(["export", str(run), "--out", str(folder)]) == 0
     return folder
+
+
+@pytest.mark.export
+def test_its_self_test_passes_where_numpy_and_onnxruntime_are_all_there_is(bundle, tmp_path):
+    assert passes_self_test(bundle, tmp_path / "bare")
+
+
+@pytest.mark.export
+@pytest.mark.skipif(not CAN_BUILD, reason=WHY_NOT)
+def test_the_cpp_controller_sees_and_obeys_as_that_of_python(bundle):
+    """Frames of whole episodes, every fifth spoilt: the same checks, the same counters, actions equal bit by bit."""
+    status, (report,), _ = run_example(built_once(EXAMPLE), bundle, "--seconds", "0")
+    assert (status, report["passed"]) == (0, True)
+    both = [Cpp(built_once(DRIVER), bundle), Python(bundle, {})]
+    rng, now = np.random.default_rng(0), 100.0
+    spoilt = [
+        lambda frame: {**frame, CAMERA: frame[CAMERA].transpose(2, 0, 1)},
+        lambda frame: {**frame, CAMERA: frame[CAMERA] / 255},
+        lambda frame: {**frame, STATE: np.array([np.nan])},
+        lambda frame: {**frame, TOLD: "go up"},
+        lambda frame: {STATE: frame[STATE]},
+    ]
+    for step in range(200):
+        told = ("go left", "go right")[rng.integers(2)]
+        frame = {CAMERA: rng.integers(256, size=(SIZE, SIZE, 3), dtype=np.uint8), STATE: np.zeros(1)}
+        frame = {**frame, TOLD: told} if rng.random() < 0.5 else frame
+        newest, now = spoilt[rng.integers(5)](frame) if step % 5 == 4 else frame, now + 0.1
+        for each in both:
+            each.clock(now)
+            if step % 10 == 0:
+                each.reset(told)
+            each.step(newest, now)
+    assert_equal(*both)
+    assert {each.reason for each in both[1].steps} == {
+        "accepted",
+        "shape",
+        "dtype",
+        "not_finite",
+        "instruction",
+        "keys",
+    }
+    assert len({tuple(each.action) for each in both[1].steps if each.action}) > 2
 
 
 @pytest.mark.export

@@ -46,7 +46,7 @@ Timestamp = float | Mapping[str, float] | None
 _NEEDED = ("observations", "actions", "safety", "control_hz", "history_length", "inputs", "outputs", "tokenizer")
 _NUM_KEPT = 4096  # encoded instructions
 _NUM_LISTED = 10  # elements that a message spells out
-_UNRANGED = ("text", "image")  # every byte is within the range
+_UNRANGED = ("text", "image")  # words have no range, and every byte of a picture is within its own
 _LOG_SECONDS, _DEFAULT_HZ, _MESSAGE_LENGTH = 60.0, 10.0, 300
 
 
@@ -485,7 +485,7 @@ def merge_limits(card: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str
     """Returns the card with the entries of `limits` in place of its own.
 
     Raises:
-        ControllerError: a name is none of `LIMITS`, or of no observation.
+        ControllerError: a name is none of `LIMITS`, or of no observation, or there is nothing to limit.
     """
     merged = copy.deepcopy(dict(card))
     specs = {spec["name"]: spec for spec in merged["observations"]}
@@ -496,6 +496,8 @@ def merge_limits(card: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str
             is_known = names is not None and place in places and isinstance(change, Mapping) and {*change} <= {*names}
             if not is_known:
                 raise ControllerError(f"limits: {part} {place} {change} must be names of {LIMITS}; correct it")
+            if (kind := places[place].get("kind")) in _UNRANGED and any(map(change.get, ("hard_low", "hard_high"))):
+                raise ControllerError(f"limits: {place}: a hard range is for numbers, not for {kind}; leave it out")
             places[place].update(change)
     return merged
 

@@ -37,6 +37,12 @@ inline void update(Json& place, const Json& changes, const std::vector<std::stri
 
 }  // namespace detail
 
+/// Whether an observation has ranges. Text has none, and every byte of an image is within its own.
+inline bool is_ranged(const Json& spec) {
+    const auto& kind = spec.at("kind").text();
+    return kind != "text" && kind != "image";
+}
+
 /// Puts the entries of `limits` in place of the card's: what `qtransformer export --limits` and controller.py take.
 inline void merge_limits(Json& card, const Json& limits) {
     for (const auto& [part, changes] : limits.members()) {
@@ -52,6 +58,10 @@ inline void merge_limits(Json& card, const Json& limits) {
                 const auto spec = std::find_if(specs.begin(), specs.end(), is_it);
                 if (spec == specs.end())
                     throw ControllerError("limits: no observation is called " + name + "; correct it");
+                for (const auto& [entry, value] : entries.members())
+                    if (entry.rfind("hard_", 0) == 0 && !value.is_null() && !is_ranged(*spec))
+                        throw ControllerError("limits: " + name + ": a hard range is for numbers, not for " +
+                                              spec->at("kind").text() + "; leave it out");
                 detail::update(*spec, entries, {"hard_low", "hard_high", "max_age_s"}, "observation " + name);
             }
         } else {

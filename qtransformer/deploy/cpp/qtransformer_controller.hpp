@@ -244,6 +244,9 @@ private:
         if (!sensor.has_shape_of(reading))
             return refuse(Counter::shape, "observation '%s': has not the shape that policy.json says",
                           sensor.name.c_str());
+        if (!reading.data)
+            return refuse(Counter::shape, "observation '%s': points to nothing, must be what the sensor read",
+                          sensor.name.c_str());
         if (!can_cast(reading.dtype, sensor.input.dtype))
             return refuse(Counter::dtype, "observation '%s': dtype %s must be %s, or cast to it safely",
                           sensor.name.c_str(), facts(reading.dtype).name, facts(sensor.input.dtype).name);
@@ -257,15 +260,15 @@ private:
     bool are_in_range() {
         bool is_usual = true;
         for (const auto& sensor : sensors_) {
-            if (sensor.is_text) continue;
-            const std::size_t bad = sensor.first_outside(sensor.hard);
+            if (!sensor.hard) continue;
+            const std::size_t bad = sensor.first_outside(*sensor.hard);
             if (bad < sensor.input.count)
                 return refuse(
                     Counter::hard_range,
                     "observation '%s': element %zu is %.6g, must lie between %.6g and %.6g; look for a wrong unit",
-                    sensor.name.c_str(), bad, sensor.element(bad), double(sensor.hard.low[bad]),
-                    double(sensor.hard.high[bad]));
-            is_usual &= sensor.first_outside(sensor.training) == sensor.input.count;
+                    sensor.name.c_str(), bad, sensor.element(bad), double(sensor.hard->low[bad]),
+                    double(sensor.hard->high[bad]));
+            is_usual &= sensor.first_outside(*sensor.training) == sensor.input.count;
         }
         if (!is_usual) counted(Counter::training_range);
         return true;

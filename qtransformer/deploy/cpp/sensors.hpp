@@ -64,22 +64,24 @@ struct Reading {
 /// Elementwise limits; infinite where there are none.
 struct Range {
     std::vector<float> low, high;
-    bool is_open;  // all infinite: nothing to look at, which counts for an image
 
-    Range(const Json& low_values, const Json& high_values, std::size_t size, const std::string& name)
-        : low(numbers(low_values, size, -std::numeric_limits<double>::infinity(), name)),
-          high(numbers(high_values, size, std::numeric_limits<double>::infinity(), name)),
-          is_open(low_values.is_null() && high_values.is_null()) {}
+    Range(const Json& spec, const std::string& kind, std::size_t size)
+        : low(numbers(spec.at(kind + "_low"), size, -std::numeric_limits<double>::infinity(), name(spec, kind))),
+          high(numbers(spec.at(kind + "_high"), size, std::numeric_limits<double>::infinity(), name(spec, kind))) {}
 
     /// Returns the first element outside, or the number of elements.
     template <class T>
     std::size_t first_outside(const T* values) const {
-        if (is_open) return low.size();
         for (std::size_t i = 0; i < low.size(); ++i) {
             const double value = static_cast<double>(values[i]);
             if (!(value >= double(low[i]) && value <= double(high[i]))) return i;  // so that NaN is outside
         }
         return low.size();
+    }
+
+private:
+    static std::string name(const Json& spec, const std::string& kind) {
+        return kind + " range of " + spec.at("name").text();
     }
 };
 
@@ -89,13 +91,14 @@ struct Sensor {
         : name(spec.at("name").text()),
           is_text(spec.at("kind").text() == "text"),
           input(network.input(name)),
-          hard(spec.at("hard_low"), spec.at("hard_high"), input.count, "hard range of " + name),
-          training(spec.at("training_low"), spec.at("training_high"), input.count, "training range of " + name),
           max_age(number_or(spec.at("max_age_s"), std::numeric_limits<double>::infinity())) {
         for (const auto& size : spec.at("shape").items()) shape.push_back(static_cast<std::int64_t>(size.number()));
         if (!is_text && num_elements(shape) != input.count)
             throw ControllerError("policy.json: observation " + name + " and the graph's input differ in shape");
         if (!(max_age > 0)) throw ControllerError("max_age_s must be above 0 or null; correct the limits");
+        if (!is_ranged(spec)) return;
+        hard.emplace(spec, "hard", input.count);
+        training.emplace(spec, "training", input.count);
     }
 
     bool has_shape_of(const Reading& reading) const {
@@ -113,7 +116,9 @@ struct Sensor {
                 using Source = decltype(source);
                 const auto* from = static_cast<const Source*>(reading.data);
                 auto* to = input.data<Target>();
-                for (std::size_t i = 0; i < input.count; ++i) to[i] = static_cast<Target>(from[i]);
+                if constexpr (std::is_same_v<Source, Target>) std::copy_n(from, input.count, to);
+                else
+                    for (std::size_t i = 0; i < input.count; ++i) to[i] = static_cast<Target>(from[i]);
             });
         });
     }
@@ -147,8 +152,8 @@ struct Sensor {
     std::string name;
     bool is_text;
     Tensor& input;
-    Range hard, training;
     double max_age;
+    std::optional<Range> hard, training;
     std::vector<std::int64_t> shape;
     std::optional<double> taken_at;  // of the newest reading that was taken, in this episode
 };
