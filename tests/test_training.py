@@ -236,9 +236,9 @@ def test_resume_with_other_data_is_refused(log, tmp_path):
 
 def test_resume_passes_over_a_damaged_checkpoint(whole, log, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
-    (run / "checkpoints" / "step_000000020" / "training.safetensors").write_bytes(b"noise")
+    (run / "checkpoints" / "step_000000020" / "training_0.safetensors").write_bytes(b"noise")
     train(make_run(log, run, resume=True))
-    assert "step_000000020/training.safetensors: is damaged" in capsys.readouterr().err
+    assert "step_000000020/training_0.safetensors: is damaged" in capsys.readouterr().err
     assert_same_bits(all_tensors(whole), all_tensors(run))
     assert metrics(whole) == metrics(run)
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
@@ -247,8 +247,8 @@ def test_resume_passes_over_a_damaged_checkpoint(whole, log, tmp_path, capsys):
 
 def test_resume_of_a_damaged_run_is_explained(log, tmp_path):
     run = train(make_run(log, tmp_path / "run", steps=2))
-    (run / "checkpoints" / "step_000000002" / "training.safetensors").write_bytes(b"noise")
-    with pytest.raises(CheckpointError, match=r"training\.safetensors: is damaged .*, and no other is there"):
+    (run / "checkpoints" / "step_000000002" / "training_0.safetensors").write_bytes(b"noise")
+    with pytest.raises(CheckpointError, match=r"training_0\.safetensors: is damaged .*, and no other is there"):
         train(make_run(log, run, steps=4, resume=True))
     (run / "config.json").write_text('{"steps": ')
     with pytest.raises(RunError, match=r"config\.json: is damaged"):
