@@ -24,12 +24,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from harness import machine, print_result, rounded, say
+from torch import Tensor
 
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec, ObservationSpec
 from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
 from qtransformer.guard import Guard, LogPlaces
-from qtransformer.learner import Learner
 from qtransformer.plan import Sizes, count_flops, number, width_for
+from qtransformer.q_learning import QTransformerLearner
 from qtransformer.training import build, load_dataset, usable_device
 from qtransformer_datasets.prefetch import Prefetcher
 from qtransformer_datasets.recorder import Recorder
@@ -40,6 +41,7 @@ HEAD = 64  # features of an attention head
 SIDE = 128  # pixels
 STEPS = 50  # of an episode
 MODELS = ("1M", "10M", "60M")
+PRECISIONS = ("float32", "bfloat16")
 WARM_UP = 3  # updates; compiling is one of them
 
 
@@ -83,7 +85,7 @@ class Case:
 def cases(load: Load) -> list[Case]:
     """Returns all configurations, the smallest first."""
     compiled = (False, True) if load.compiles else (False,)
-    return [Case(*each) for each in itertools.product(load.models, (False, True), ("float32", "bfloat16"), compiled)]
+    return [Case(*each) for each in itertools.product(load.models, (False, True), PRECISIONS, compiled)]
 
 
 def write_log(folder: Path, num_episodes: int, has_images: bool) -> Path:
@@ -149,18 +151,20 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def frames_encoded(learner: Learner, work: Callable[[], object], num_segments: int) -> float:
-    """Returns how many images of a segment the policy's network encodes in `work`: each that it looks at, once."""
-    counts: list[int] = []
-    encoder: Any = learner.policy.model.encoder
-    hooks = [
-        each.register_forward_hook(lambda _, inputs, __: counts.append(inputs[0].shape[:-3].numel()))
-        for each in encoder.cameras
-    ]
+def frames_encoded(learner: QTransformerLearner, work: Callable[[], object], num_segments: int) -> dict[str, float]:
+    """Returns how many images of a segment each network encodes in `work`: those that it looks at, each once."""
+    found = {"policy": 0.0, "target": 0.0}
+    hooks = []
+    for name, policy in (("policy", learner.policy), ("target", learner.target)):
+
+        def count(_: object, inputs: tuple[Tensor, ...], __: object, name: str = name) -> None:
+            found[name] += inputs[0].shape[:-3].numel() / num_segments
+
+        hooks += [each.register_forward_hook(count) for each in policy.model.encoder.cameras]
     work()
     for hook in hooks:
         hook.remove()
-    return sum(counts) / num_segments
+    return found
 
 
 class Trainer:
@@ -168,7 +172,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, dataset: EpisodeDataset) -> None:
         torch.manual_seed(0)
-        self.learner, self.sampler, info = build(config, dataset)
+        learner, self.sampler, info = build(config, dataset)
+        assert isinstance(learner, QTransformerLearner)
+        self.learner = learner
         self._guard = Guard(self.learner, LogPlaces(dataset, self.sampler), config.out, info)
         self._window = config.model.window
 
@@ -200,16 +206,20 @@ def measure(case: Case, dataset: EpisodeDataset, load: Load, device: torch.devic
     """Returns the figures of one configuration."""
     config = config_of(case, dataset.path, load, str(device))
     eager = Trainer(replace(config, learning=replace(config.learning, compile=False)), dataset)
-    batch, found = eager.sampler.batch(0), {}
-    found["parameters"] = sum(each.numel() for each in eager.learner.policy.parameters())
-    found["frames_encoded"] = frames_encoded(eager.learner, lambda: eager.update(batch), config.batch_size)
+    batch = eager.sampler.batch(0)
+    encoded = frames_encoded(eager.learner, lambda: eager.update(batch), config.batch_size)
     flops = count_flops(lambda: eager.update(batch))
     trainer = Trainer(config, dataset) if case.is_compiled else eager
-    found |= trainer.run(load.seconds, device)
-    found["matrix_share"] = found["updates_per_second"] * flops / rate
-    found |= {"width": config.model.width, "segments": config.batch_size, "flops_an_update": float(flops)}
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-    return {name: rounded(value) for name, value in found.items()} | {"memory_peak_bytes": peak}
+    rates = trainer.run(load.seconds, device)
+    rates |= {"matrix_share": rates["updates_per_second"] * flops / rate, "flops_an_update": float(flops)}
+    return {
+        "parameters": sum(each.numel() for each in eager.learner.policy.parameters()),
+        "width": config.model.width,
+        "segments": config.batch_size,
+        **{name: rounded(value) for name, value in rates.items()},
+        "frames_encoded": encoded,
+        "memory_peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    }
 
 
 def ratio(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -22,7 +22,8 @@ from typing import Any
 from harness import Worker, interleave, machine, print_result, ratios, rounded, say
 
 SCRIPT = Path(__file__).resolve().with_name("two_ranks_worker.py")
-SIZES = {"dimensions": 8, "bins": 256, "window": 6, "heads": 8, "state_size": 32, "transitions": 288}
+SIZES = {"dimensions": 8, "bins": 256, "window": 6, "heads": 8, "state_size": 32}
+SEGMENTS = 96  # as `train --batch-size` without being told
 MODELS = {  # the demo's of 0.24M parameters, 1M, 5M
     "small": {"dimensions": 7, "bins": 32, "window": 2, "width": 64, "layers": 2, "action_layers": 1, "heads": 4},
     "medium": {"width": 128, "layers": 4, "action_layers": 1},
@@ -82,6 +83,7 @@ def measure(models: Mapping[str, Mapping[str, int]], rounds: int) -> dict[str, A
         parameters = {}
         for name, model in models.items():
             sizes = {**SIZES, **model}
+            sizes["transitions"] = SEGMENTS * sizes["window"]
             for workers in (two, apart):
                 together(workers, threads, "make_learner", name=name, sizes=sizes)
             parameters[name] = apart[0].call("parameters", name=name)

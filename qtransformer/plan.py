@@ -34,6 +34,12 @@ class Sizes:
     num_bins: int
     state_size: int
     frame_flops: float = 0.0
+    environment_steps: int = 5
+
+    @property
+    def num_frames(self) -> int:
+        """Observations of a segment that are looked at: the window, and what the one after it does not share."""
+        return self.window + min(self.window, self.environment_steps)
 
     @property
     def parameters(self) -> int:
@@ -68,7 +74,7 @@ def update_flops(sizes: Sizes, segments: int, is_recomputed: bool = False) -> fl
     images = sizes.frame_flops * T
     forward = first + second + heads + products + attention + images
     back = first + 2 * (second + heads + products + images) + 2.5 * attention
-    targets = forward + first + second + images + sum(trunk) + start
+    targets = forward + (first + second + images) * (sizes.num_frames / T - 1) + sum(trunk) + start
     again = 2 / 3 * products + attention if is_recomputed else 0.0  # without the last third: nothing needs it
     return segments * (forward + back + targets + again)
 
@@ -115,6 +121,8 @@ class Plan:
     """How often each step is seen."""
     window: int = 6
     """As `train --window`."""
+    environment_steps: int = 5
+    """As `train --environment-steps`."""
     num_layers: int = 8
     """As `train --num-layers`."""
     num_action_layers: int = 2
@@ -155,7 +163,8 @@ class Plan:
         """The model."""
         images = number("frame-flops", self.frame_flops)
         depth = self.num_layers, self.num_action_layers, self.window
-        sizes = Sizes(64, *depth, self.dimensions, self.num_bins, self.state_size, images)
+        observed = self.state_size, images, self.environment_steps
+        sizes = Sizes(64, *depth, self.dimensions, self.num_bins, *observed)
         return replace(sizes, width=width_for(number("params", self.params), sizes))
 
     @property
@@ -180,13 +189,13 @@ class Plan:
             "weights and target network": 2 * weights,
             "Adam and gradients": 3 * weights,
             "activations": kept,
-            "batch": segments * (self.window + 1) * self._frame,
+            "batch": segments * self.sizes.num_frames * self._frame,
         }
 
     @property
     def bytes_read(self) -> float:
         """Bytes of the log that batches are made of."""
-        return self.updates * self.batch_size * (self.window + 1) * self._frame
+        return self.updates * self.batch_size * self.sizes.num_frames * self._frame
 
     @property
     def hours(self) -> dict[str, float]:

@@ -154,6 +154,7 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         seed=config.seed,
         options=LoadingOptions(
             config.data.balance,
+            storage="auto" if ranks.world_size() == 1 else "mapped",  # which the ranks of a machine have in common
             memory_limit=config.data.memory_limit_bytes,
             rank=ranks.rank(),
             world_size=ranks.world_size(),

@@ -18,7 +18,7 @@ SIZES = Sizes(32, 2, 1, 3, 4, 16, 2)
 
 def learner_of(sizes, **changes):
     config = make_config(
-        LearningConfig(),
+        LearningConfig(environment_steps=sizes.environment_steps),
         width=sizes.width,
         num_layers=sizes.num_layers,
         num_action_layers=sizes.num_action_layers,
@@ -31,13 +31,20 @@ def learner_of(sizes, **changes):
 
 def batch_of(sizes, segments):
     """A batch as the sampler gives it: with the frames that are looked at."""
-    batch = make_batch(segments, num_steps=sizes.window + 4, num_dimensions=sizes.dimensions)
+    num_steps = sizes.window + sizes.environment_steps - 1
+    batch = make_batch(segments, num_steps=num_steps, num_dimensions=sizes.dimensions)
     return replace(batch, frames=looked_at(batch.is_valid, sizes.window, True))
 
 
 @pytest.mark.parametrize(
     "sizes",
-    [SIZES, replace(SIZES, num_layers=4, window=5), replace(SIZES, num_action_layers=3), replace(SIZES, width=96)],
+    [
+        SIZES,
+        replace(SIZES, num_layers=4, window=5),
+        replace(SIZES, window=6, environment_steps=2),  # the last window shares 4 frames with the first
+        replace(SIZES, num_action_layers=3),
+        replace(SIZES, width=96),
+    ],
 )
 def test_parameters_and_operations_are_those_of_the_network(sizes):
     learner = learner_of(sizes)
@@ -75,14 +82,16 @@ def test_hours_by_hand():
     assert replace(plan.sizes, width=plan.sizes.width - 64).parameters < 1e6 <= plan.sizes.parameters
     assert plan.flops == 100 * update_flops(plan.sizes, 100)
     assert plan.hours["computing"] == pytest.approx(plan.flops / 0.5e12 / 3600)
-    assert plan.bytes_read == 100 * 100 * 7 * 4 * (64 + 8 + 2)
+    assert plan.bytes_read == 100 * 100 * 11 * 4 * (64 + 8 + 2)
     assert plan.hours["reading"] == pytest.approx(plan.bytes_read / 1e9 / 3600)
     two = replace(plan, num_devices=2, gradient_accumulation_steps=2)
     assert two.hours["computing"] == plan.hours["computing"] / 2
     assert two.memory["activations"] == plan.memory["activations"] / 4
     assert replace(plan, activation_checkpointing=True).memory["activations"] < 0.2 * plan.memory["activations"]
     images = replace(plan, frame_flops="1G", frame_bytes="49k")
-    assert images.flops - plan.flops == pytest.approx(100 * 100 * 6 * 1e9 * 5)  # three of the policy, two of the target
+    of_a_segment = 3 * 6 + 11  # forward and back through the policy; the target network's, which share one frame
+    assert images.flops - plan.flops == pytest.approx(100 * 100 * of_a_segment * 1e9)
+    assert replace(plan, environment_steps=1).bytes_read == plan.bytes_read * 7 / 11
 
 
 def test_the_command(capsys):
