@@ -5,7 +5,7 @@ losses; windows of 6, 8 dimensions x 256 bins. `matrix_share` is the rate of the
 torch counts them, over that of square matrix products just before: bfloat16 on a GPU, float32 on a CPU.
 `waits_for_data` is the share of the time in which no batch is there to compute. `frames_encoded` counts images of a
 segment, each once. `ratio` sets compiled against eager and bfloat16 against float32. A CPU gets the smallest model
-alone; `--profile` shows where the time of the last configuration goes.
+alone, and time is CPU time there; `--profile` shows where the time of the last configuration goes.
 
     .venv/bin/python benchmarks/gpu.py [--quick] [--device cpu] [--profile profile.txt]
 """
@@ -138,11 +138,17 @@ def matrix_rate(device: torch.device, size: int, seconds: float = 1.0) -> float:
 def timed(work: Callable[[], object], repeats: int, device: torch.device) -> float:
     """Returns the seconds of one call of `work`, the mean of `repeats`, until the device is done."""
     wait_for(device)
-    started = time.perf_counter()
+    clock = clock_of(device)
+    started = clock()
     for _ in range(repeats):
         work()
     wait_for(device)
-    return (time.perf_counter() - started) / repeats
+    return (clock() - started) / repeats
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Returns what time is measured by: CPU time of this process where that is what computes."""
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def wait_for(device: torch.device) -> None:
@@ -191,12 +197,13 @@ class Trainer:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             wait_for(device)
-            waited, started, updates, transitions = feed.waited_s, time.perf_counter(), 0, 0
-            while time.perf_counter() - started < seconds:
+            clock = clock_of(device)
+            waited, started, updates, transitions = feed.waited_s, clock(), 0, 0
+            while clock() - started < seconds:
                 transitions += self.update(feed.sample())
                 updates += 1
             wait_for(device)
-            took = time.perf_counter() - started
+            took = clock() - started
             waits = (feed.waited_s - waited) / took
         rates = {"updates_per_second": updates / took, "transitions_per_second": transitions / took}
         return {**rates, "waits_for_data": waits}

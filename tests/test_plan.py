@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from learner_fixtures import make_batch, make_config, make_learner
+from learner_fixtures import UNIT, make_batch, make_config, make_learner, make_spec, noise_of
 
+from qtransformer.batch import DatasetSpec, ObservationSpec
 from qtransformer.cli import main
 from qtransformer.config import LearningConfig, RunError
 from qtransformer.plan import Plan, Sizes, count_flops, number, update_flops, width_for
+from qtransformer.policy import build_policy
+from qtransformer.q_learning import QTransformerLearner
 from qtransformer_datasets.windows import looked_at
 
 SIZES = Sizes(32, 2, 1, 3, 4, 16, 2)
@@ -51,6 +55,30 @@ def test_parameters_and_operations_are_those_of_the_network(sizes):
     assert sizes.parameters == sum(each.numel() for each in learner.policy.parameters())
     counted = count_flops(lambda: learner.update(batch_of(sizes, 6)))
     assert update_flops(sizes, 6) == pytest.approx(counted, rel=1e-6)
+
+
+@pytest.mark.parametrize(("window", "image_tokens"), [(6, 3), (2, 8)])
+def test_images_add_tokens_and_their_network(window, image_tokens):
+    torch.manual_seed(0)
+    config = make_config(LearningConfig(), width=32, num_layers=4, window=window, image_tokens=image_tokens)
+    spec = DatasetSpec(
+        (ObservationSpec("state", (2,), "float32"), ObservationSpec("camera", (32, 32, 3), "uint8", "image")),
+        make_spec().actions,
+    )
+    statistics = {name: {"mean": [0.0] * size, "std": [1.0] * size} for name, size in (("state", 2), ("camera", 3))}
+    policy = build_policy(config, spec, statistics)
+    learner = QTransformerLearner(policy, config, UNIT, noise_of(policy))
+    batch = batch_of(replace(SIZES, window=window, dimensions=3), 2)
+    pictures = np.zeros((*batch.frames.shape, 32, 32, 3), np.uint8)
+    batch = replace(batch, observations={**batch.observations, "camera": pictures})
+    (camera,) = policy.model.encoder.cameras
+    frame = count_flops(lambda: camera(torch.zeros(1, 1, 32, 32, 3), torch.zeros(1, 1, 0)).sum().detach())
+    sizes = Sizes(32, 4, 1, window, 3, 4, 2, frame_flops=float(frame), image_tokens=image_tokens)
+    learned = [each.numel() for each in policy.parameters()]
+    assert sizes.parameters == sum(learned) - sum(each.numel() for each in camera.parameters())
+    counted = count_flops(lambda: learner.update(batch))
+    assert update_flops(sizes, 2) == pytest.approx(counted, rel=0.05)  # pixels have no gradient
+    assert update_flops(replace(sizes, image_tokens=0), 2) < 0.8 * counted
 
 
 def test_recomputed_operations_are_counted():
