@@ -1,6 +1,6 @@
 """What a checkpoint costs training: the time for which updates stand still, written at once or beside them.
 
-A learner of some 20M parameters, whose checkpoint of 320 MB goes to a temporary folder (TMPDIR), is saved between
+A learner of 22M parameters, whose checkpoint of 360 MB goes to a temporary folder (TMPDIR), is saved between
 updates in both ways, turn by turn. `ratio` is how many times longer updates wait where the loop writes itself. Also
 told: an update alone, and one while a checkpoint is written beside it. Wall time.
 

@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from qtransformer.batch import ActionSpec, Batch, DatasetSpec, ObservationSpec
 from qtransformer.config import LearningConfig, ModelConfig, TokenConfig, TrainConfig
 from qtransformer.guard import Guard, LogPlaces
-from qtransformer.plan import Sizes, count_flops, number, width_for
+from qtransformer.plan import Sizes, count_flops, number, update_flops, width_for
 from qtransformer.q_learning import QTransformerLearner
 from qtransformer.training import build, load_dataset, usable_device
 from qtransformer_datasets.prefetch import Prefetcher
@@ -173,6 +174,17 @@ def frames_encoded(learner: QTransformerLearner, work: Callable[[], object], num
     return found
 
 
+def planned_flops(learner: QTransformerLearner, config: TrainConfig) -> float:
+    """Returns the operations of an update that `qtransformer plan` foretells."""
+    sizes, device = replace(SIZES, width=config.model.width), learner.policy.tokenizer.low.device
+    for camera in learner.policy.model.encoder.cameras:
+        picture, words = torch.zeros(1, 1, SIDE, SIDE, 3, device=device), torch.zeros(1, 1, 0, device=device)
+        with torch.no_grad():
+            frame = count_flops(partial(camera, picture, words))
+        sizes = replace(sizes, frame_flops=float(frame), image_tokens=config.model.image_tokens)
+    return update_flops(sizes, config.batch_size)
+
+
 class Trainer:
     """Training's own loop on one configuration."""
 
@@ -197,14 +209,13 @@ class Trainer:
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             wait_for(device)
-            clock = clock_of(device)
-            waited, started, updates, transitions = feed.waited_s, clock(), 0, 0
+            clock, updates, transitions = clock_of(device), 0, 0
+            waited, began, started = feed.waited_s, time.perf_counter(), clock()
             while clock() - started < seconds:
                 transitions += self.update(feed.sample())
                 updates += 1
             wait_for(device)
-            took = clock() - started
-            waits = (feed.waited_s - waited) / took
+            took, waits = clock() - started, (feed.waited_s - waited) / (time.perf_counter() - began)
         rates = {"updates_per_second": updates / took, "transitions_per_second": transitions / took}
         return {**rates, "waits_for_data": waits}
 
@@ -219,6 +230,7 @@ def measure(case: Case, dataset: EpisodeDataset, load: Load, device: torch.devic
     trainer = Trainer(config, dataset) if case.is_compiled else eager
     rates = trainer.run(load.seconds, device)
     rates |= {"matrix_share": rates["updates_per_second"] * flops / rate, "flops_an_update": float(flops)}
+    rates["planned_over_counted_flops"] = planned_flops(eager.learner, config) / flops
     return {
         "parameters": sum(each.numel() for each in eager.learner.policy.parameters()),
         "width": config.model.width,
