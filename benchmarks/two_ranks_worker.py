@@ -12,7 +12,7 @@ from collections.abc import Callable
 from operator import itemgetter
 
 import torch
-from harness import serve
+from harness import cpu_seconds, serve
 from qtransformer_worker import Sizes, make_batch, make_learner, num_parameters
 
 from qtransformer import ranks
@@ -45,9 +45,10 @@ class Halves:
         return seconds(lambda: learner.update(whole if is_whole else half), repeats)
 
     def exchange(self, name: str, repeats: int) -> float:
-        """Returns the seconds of the exchange of all gradients, which are there after an update."""
+        """Returns the CPU seconds of the exchange of all gradients, which are there after an update."""
         gradients = [each.grad for each in self._made[name][0].policy.parameters() if each.grad is not None]
-        return seconds(lambda: ranks.add(gradients), repeats)
+        ranks.wait()
+        return cpu_seconds(lambda: ranks.add(gradients), repeats)
 
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
