@@ -1,7 +1,8 @@
 """Two ranks against one process with the same batch: updates a second of wall time, one thread each.
 
 Beside them, in the same rounds: two processes with half the batch each that exchange nothing, which is what cores and
-memory of the machine allow, and the CPU time of the exchange of the gradients alone. `ratio` is one / two. It needs two free cores.
+memory of the machine allow, and the CPU time of the exchange of the gradients alone. `ratio` is one / two. It needs two
+free cores.
 
     .venv/bin/python benchmarks/two_ranks.py [--quick]
 """
