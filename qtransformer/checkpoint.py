@@ -2,8 +2,9 @@
 
     RUN/checkpoints/step_000002000/  checkpoint.json   format, step, config, spec, statistics, fingerprint, versions
                                      weights.safetensors   the model, all that evaluation and export need
-                                     training.safetensors  target network, optimizer, generators: what --resume needs
-                                     SHA256SUMS   of the three, as `sha256sum --check` reads them; compared when read
+                                     training_0.safetensors, training_1.safetensors, ...   shares of what --resume
+                                                  needs, too: target network, optimizer, generators
+                                     SHA256SUMS   of all, as `sha256sum --check` reads them; compared when read
 
 The last two are kept; where the newest is damaged, the one before is read. It must not know what a model is: it stores
 named tensors and JSON.
@@ -13,22 +14,24 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from qtransformer.config import RunError
 from qtransformer.console import say
-from qtransformer.files import SUMS, fsync, sha256, write_sums
+from qtransformer.files import SUMS, fsync, sha256
 from qtransformer.provenance import git_revision, versions
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 _KEPT = 2
+WEIGHTS = "weights.safetensors"
 
 
 class CheckpointError(RunError):
@@ -45,48 +48,105 @@ class Checkpoint:
 
     path: Path
     info: dict[str, Any]
-    weights: dict[str, torch.Tensor]
+    weights: dict[str, Tensor]
 
-    def training_tensors(self) -> dict[str, torch.Tensor]:
-        """Reads what only a resumed training needs.
+    def training_tensors(self) -> dict[str, Tensor]:
+        """Reads what only a resumed training needs, all shares of it.
 
         Raises:
-            CheckpointError: the file is missing or damaged.
+            CheckpointError: a file is missing or damaged.
         """
-        return _load_tensors(self.path / "training.safetensors")
+        shares = [_load_tensors(self.path / share_name(number)) for number in range(self.info["num_shares"])]
+        return {name: tensor for share in shares for name, tensor in share.items()}
+
+
+def share_name(number: int) -> str:
+    """Returns the name of the file that holds share `number` of the training tensors."""
+    return f"training_{number}.safetensors"
+
+
+def share_of(training: Mapping[str, Tensor], number: int, num_shares: int, taken: int) -> dict[str, Tensor]:
+    """Returns the tensors of one share: the largest go first, each to who has the fewest bytes, of equals by name.
+
+    Who asks for share 0 writes the weights, too, and has `taken` bytes before it begins.
+    """
+    loads, own = [taken] + [0] * (num_shares - 1), {}
+    for name in sorted(training, key=lambda name: (-training[name].nbytes, name)):
+        least = loads.index(min(loads))
+        loads[least] += training[name].nbytes
+        if least == number:
+            own[name] = training[name]
+    return own
 
 
 def save_checkpoint(
-    run: Path, info: Mapping[str, Any], weights: dict[str, torch.Tensor], training: dict[str, torch.Tensor]
+    run: Path, info: Mapping[str, Any], weights: dict[str, Tensor], training: dict[str, Tensor] | None = None
 ) -> Path:
-    """Writes checkpoint `info["step"]` of `run` and removes all but the last two; returns its folder.
+    """Writes checkpoint `info["step"]` of `run` from one process; without `training`, nothing resumes from it.
+
+    Returns its folder.
 
     Raises:
         CheckpointError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
     """
-    final = run / "checkpoints" / f"step_{info['step']:09d}"
-    beside = final.with_name(final.name + ".writing")
+    files = {WEIGHTS: weights} | ({} if training is None else {share_name(0): training})
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file(weights, beside / "weights.safetensors")
-        save_file(training, beside / "training.safetensors")
-        document = {"format_version": FORMAT_VERSION, **info, "versions": versions(), "git_revision": git_revision()}
+        return finish_checkpoint(run, info, write_files(run, info["step"], files))
+    except CheckpointError:
+        discard(run, info["step"])
+        raise
+
+
+def write_files(run: Path, step: int, files: Mapping[str, dict[str, Tensor]]) -> list[str]:
+    """Writes files of tensors beside the place of checkpoint `step`, onto the disk; returns their lines of SHA256SUMS.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    beside, lines = _beside(run, step), []
+    with _explained(run, step):
+        beside.mkdir(parents=True, exist_ok=True)
+        for name, tensors in files.items():
+            save_file(tensors, beside / name)
+            lines.append(_synced(beside / name))
+    return lines
+
+
+def finish_checkpoint(run: Path, info: Mapping[str, Any], lines: Sequence[str]) -> Path:
+    """Makes a checkpoint of what `write_files` wrote, here and elsewhere: describes it, renames it, removes old ones.
+
+    Returns its folder, which is one of the last two.
+
+    Args:
+        run: the folder of the run.
+        info: what goes into checkpoint.json.
+        lines: of SHA256SUMS, those of all files.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+    """
+    final, beside, num_shares = _final(run, info["step"]), _beside(run, info["step"]), len(lines) - 1
+    head = {"format_version": FORMAT_VERSION, "num_shares": num_shares}
+    document = {**head, **info, "versions": versions(), "git_revision": git_revision()}
+    with _explained(run, info["step"]):
         (beside / "checkpoint.json").write_text(json.dumps(document, indent=1))
-        write_sums(beside)
-        for path in (*beside.iterdir(), beside):
-            fsync(path)
+        sums = sorted([*lines, _synced(beside / "checkpoint.json")])
+        (beside / SUMS).write_text("".join(f"{line}\n" for line in sums))
+        fsync(beside / SUMS)
+        for path in {*beside.iterdir()} - {beside / name for name in (SUMS, *_names(num_shares))}:
+            path.unlink()  # a run of more ranks was killed here
+        fsync(beside)
         shutil.rmtree(final, ignore_errors=True)
         beside.rename(final)
         fsync(final.parent)
         for old in checkpoint_folders(run)[:-_KEPT]:
             shutil.rmtree(old)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
-        shutil.rmtree(beside, ignore_errors=True)
-        raise CheckpointError(
-            f"{final}: cannot be written ({error}); free space or choose another --out, then --resume"
-        ) from error
     return final
+
+
+def discard(run: Path, step: int) -> None:
+    """Removes what was written of checkpoint `step`, which cannot be finished."""
+    shutil.rmtree(_beside(run, step), ignore_errors=True)
 
 
 def checkpoint_folders(run: Path) -> list[Path]:
@@ -129,6 +189,42 @@ def set_aside_newer(run: Path, step: int) -> None:
                 raise CheckpointError(f"{path}: is damaged, and cannot be renamed ({error}); remove it") from error
 
 
+def _final(run: Path, step: int) -> Path:
+    return run / "checkpoints" / f"step_{step:09d}"
+
+
+def _beside(run: Path, step: int) -> Path:
+    final = _final(run, step)
+    return final.with_name(final.name + ".writing")
+
+
+def _names(num_shares: int) -> Iterator[str]:
+    """Yields the names of all files that SHA256SUMS speaks of."""
+    yield from (WEIGHTS, "checkpoint.json")
+    yield from map(share_name, range(num_shares))
+
+
+def _synced(path: Path) -> str:
+    """Returns the line of SHA256SUMS of a file that is on the disk then."""
+    fsync(path)
+    return f"{sha256(path)}  {path.name}"
+
+
+@contextmanager
+def _explained(run: Path, step: int) -> Iterator[None]:
+    """Turns a failure to write into one line.
+
+    Raises:
+        CheckpointError: the disk is full or the folder cannot be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as an error of its own
+        raise CheckpointError(
+            f"{_final(run, step)}: cannot be written ({error}); free space or choose another --out, then --resume"
+        ) from error
+
+
 def _read(path: Path) -> Checkpoint:
     """Returns one checkpoint.
 
@@ -147,11 +243,13 @@ def _read(path: Path) -> Checkpoint:
             f"{path}: checkpoint format ({found}) must be {FORMAT_VERSION}; open it with qtransformer {written_by} or "
             "train again"
         )
-    _compare_sums(path)
-    return Checkpoint(path, info, _load_tensors(path / "weights.safetensors"))
+    if not isinstance(info.get("num_shares"), int):
+        raise DamagedError(f"{path / 'checkpoint.json'}: is damaged (num_shares must be a whole number)")
+    _compare_sums(path, _names(info["num_shares"]))
+    return Checkpoint(path, info, _load_tensors(path / WEIGHTS))
 
 
-def _compare_sums(folder: Path) -> None:
+def _compare_sums(folder: Path, names: Iterable[str]) -> None:
     """Makes sure that every file is what was written.
 
     Raises:
@@ -161,7 +259,7 @@ def _compare_sums(folder: Path) -> None:
         lines = (folder / SUMS).read_text().splitlines()
     except (OSError, ValueError) as error:
         raise DamagedError(f"{folder / SUMS}: is missing or damaged ({error})") from error
-    for name in ("weights.safetensors", "training.safetensors", "checkpoint.json"):
+    for name in names:
         try:
             found = sha256(folder / name)
         except OSError as error:
@@ -170,7 +268,7 @@ def _compare_sums(folder: Path) -> None:
             raise DamagedError(f"{folder / name}: is damaged (its sha256 is not that of {SUMS})")
 
 
-def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+def _load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:

@@ -102,9 +102,9 @@ class Diary:
         self._advance(**shown)
 
     def save(self, step: int) -> None:
-        """Writes a checkpoint after update `step`, and says what goes wrong."""
+        """Begins to write a checkpoint after update `step`, and says what goes wrong."""
         self._metrics.sync()
-        self._state.save(self._config.out, step)
+        self._state.save(step)
         self._state.watch.look([line for line in self._metrics.lines if "loss" in line])
 
     def _evaluate(self, step: int) -> dict[str, float]:
@@ -118,7 +118,7 @@ class Diary:
         except Interrupted:
             return {}
         if self._evaluation.is_best(result):
-            self._state.save(self._config.out / BEST, step, result)
+            self._state.save_policy(self._config.out / BEST, step, result)
         self._metrics.write({"step": step, **result})
         return result
 

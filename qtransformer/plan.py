@@ -34,6 +34,23 @@ class Sizes:
     num_bins: int
     state_size: int
     frame_flops: float = 0.0
+    environment_steps: int = 5
+    image_tokens: int = 0
+
+    @property
+    def observation_tokens(self) -> int:
+        """Tokens of a step in the trunk: those of images, and one for all numbers."""
+        return self.image_tokens + 1
+
+    @property
+    def decoded_tokens(self) -> int:
+        """Tokens of a step in the decoder: the same, and the action before its last token."""
+        return self.image_tokens + self.dimensions
+
+    @property
+    def num_frames(self) -> int:
+        """Observations of a segment that are looked at: the window, and what the one after it does not share."""
+        return self.window + min(self.window, self.environment_steps)
 
     @property
     def parameters(self) -> int:
@@ -41,13 +58,13 @@ class Sizes:
         W, N, K = self.width, self.dimensions, self.num_bins
         blocks = (self.num_layers + self.num_action_layers) * (12 * W**2 + 13 * W)
         encoder = self.state_size * 2 * W + 2 * W + 2 * W * W + W
-        embeddings = self.window * W + W + (N - 1) * K * W + (N - 1) * W
+        embeddings = (self.window + self.observation_tokens + (N - 1) * K + N - 1) * W
         return blocks + encoder + embeddings + 2 * W + 2 * N * (W * K + K)
 
     @property
     def kept_numbers(self) -> int:
         """Numbers of a segment that the way back needs."""
-        tokens = self.num_layers + self.dimensions * self.num_action_layers
+        tokens = self.observation_tokens * self.num_layers + self.decoded_tokens * self.num_action_layers
         encoder = self.state_size + 4 * self.width
         a_step = tokens * _KEPT_WIDTHS * self.width + self.dimensions * _KEPT_BINS * self.num_bins + encoder
         return self.window * a_step
@@ -61,14 +78,14 @@ def update_flops(sizes: Sizes, segments: int, is_recomputed: bool = False) -> fl
     T, N, W, K = sizes.window, sizes.dimensions, sizes.width, sizes.num_bins
     first, second = 4 * sizes.state_size * W * T, 4 * W * W * T  # of the encoder
     heads = 4 * N * W * K * T
-    trunk = [sizes.num_layers * each for each in _blocks(T, 1, W)]
-    decoder = [sizes.num_action_layers * each for each in _blocks(N, T, W)]
-    start = sizes.num_action_layers * sum(_blocks(1, T, W)) + heads / N
+    trunk = [sizes.num_layers * each for each in _blocks(sizes.observation_tokens * T, 1, W)]
+    decoder = [sizes.num_action_layers * each for each in _blocks(sizes.decoded_tokens, T, W)]
+    start = sizes.num_action_layers * sum(_blocks(sizes.observation_tokens, T, W)) + heads / N
     products, attention = trunk[0] + decoder[0], trunk[1] + decoder[1]
     images = sizes.frame_flops * T
     forward = first + second + heads + products + attention + images
     back = first + 2 * (second + heads + products + images) + 2.5 * attention
-    targets = forward + first + second + images + sum(trunk) + start
+    targets = forward + (first + second + images) * (sizes.num_frames / T - 1) + sum(trunk) + start
     again = 2 / 3 * products + attention if is_recomputed else 0.0  # without the last third: nothing needs it
     return segments * (forward + back + targets + again)
 
@@ -115,6 +132,8 @@ class Plan:
     """How often each step is seen."""
     window: int = 6
     """As `train --window`."""
+    environment_steps: int = 5
+    """As `train --environment-steps`."""
     num_layers: int = 8
     """As `train --num-layers`."""
     num_action_layers: int = 2
@@ -129,6 +148,8 @@ class Plan:
     """Bytes of an observation's images, 49k for 128 x 128 pixels."""
     frame_flops: str = "0"
     """Operations that encode them, forward; 1G is about EfficientNet-B3 at 128 x 128."""
+    image_tokens: int = 0
+    """As `train --image-tokens`, for all cameras together: 8 for one."""
     batch_size: int = 1024
     """As `train --batch-size`."""
     gradient_accumulation_steps: int = 1
@@ -155,7 +176,8 @@ class Plan:
         """The model."""
         images = number("frame-flops", self.frame_flops)
         depth = self.num_layers, self.num_action_layers, self.window
-        sizes = Sizes(64, *depth, self.dimensions, self.num_bins, self.state_size, images)
+        observed = self.state_size, images, self.environment_steps, self.image_tokens
+        sizes = Sizes(64, *depth, self.dimensions, self.num_bins, *observed)
         return replace(sizes, width=width_for(number("params", self.params), sizes))
 
     @property
@@ -180,13 +202,13 @@ class Plan:
             "weights and target network": 2 * weights,
             "Adam and gradients": 3 * weights,
             "activations": kept,
-            "batch": segments * (self.window + 1) * self._frame,
+            "batch": segments * self.sizes.num_frames * self._frame,
         }
 
     @property
     def bytes_read(self) -> float:
         """Bytes of the log that batches are made of."""
-        return self.updates * self.batch_size * (self.window + 1) * self._frame
+        return self.updates * self.batch_size * self.sizes.num_frames * self._frame
 
     @property
     def hours(self) -> dict[str, float]:

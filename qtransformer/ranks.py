@@ -5,7 +5,7 @@ torchrun starts them, on one machine or on several, and tells each by its enviro
     torchrun --nproc-per-node 2 train.py --dataset logs/pick --out runs/pick
 
 A process that was started alone is rank 0 of 1, for which everything here leaves what it is given as it is. Nothing is
-pickled: ranks exchange tensors alone. It must not know learners, logs or run folders.
+pickled: ranks exchange tensors and short texts. It must not know learners, logs or run folders.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from pathlib import Path
+from threading import Event
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_store
 from torch.distributed.rendezvous import rendezvous
 
 from qtransformer.config import RunError
 
 _LONGEST_WAIT = timedelta(hours=12)  # for rank 0, which evaluates alone; torchrun itself ends the ranks of a dead one
 _STORE_WAIT = timedelta(minutes=5)  # until all have come
+_LOOK_EVERY_S = 0.02  # for a note
 
 
 class RankLostError(RunError):
@@ -145,6 +147,42 @@ def first_goes_first() -> Iterator[None]:
     yield
     if not local_rank():
         wait()
+
+
+class Notes:
+    """Short texts that ranks leave each other: for threads, which must not get between the exchanges of the loop."""
+
+    def __init__(self, name: str) -> None:
+        """Begins with none under this name; alone, nothing is kept."""
+        self._store = PrefixStore(name, _get_default_store()) if _are_several() else None
+        self._is_over = Event()
+
+    def leave(self, key: str, text: str) -> None:
+        """Leaves a note, once for each key.
+
+        Raises:
+            RankLostError: the ranks have ended.
+        """
+        if self._store is not None:
+            with _together():
+                self._store.set(key, text)
+
+    def read(self, key: str) -> str:
+        """Returns the note of this key, when it is there.
+
+        Raises:
+            RankLostError: it will never be.
+        """
+        assert self._store is not None
+        with _together():
+            while not self._store.check([key]):
+                if self._is_over.wait(_LOOK_EVERY_S):
+                    raise RuntimeError("nobody waits any more")
+            return self._store.get(key).decode()
+
+    def stop_waiting(self) -> None:
+        """Lets whoever waits for a note give up."""
+        self._is_over.set()
 
 
 def _are_several() -> bool:

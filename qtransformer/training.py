@@ -82,7 +82,7 @@ def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None
         diary.go_on(step) if is_resumed else diary.begin(dataset)
     _agree(state, step)
 
-    with Prefetcher(sampler) as feed, diary.opened(step, feed) if diary else nullcontext():
+    with Prefetcher(sampler) as feed, state.writer, diary.opened(step, feed) if diary else nullcontext():
         while step < config.steps:
             figures = guard.update(feed.sample())
             if figures is None:
@@ -91,13 +91,15 @@ def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None
             is_last = step == config.steps
             if diary:
                 diary.updated(step, figures)
+            state.writer.check()
             wish.signal_number = int(ranks.largest(wish.signal_number or 0)) or None
-            if diary and (step % config.checkpoint_every == 0 or is_last or wish.is_there):
-                diary.save(step)
+            if step % config.checkpoint_every == 0 or is_last or wish.is_there:
+                diary.save(step) if diary else state.save(step)
             if wish.is_there and not is_last:
-                ranks.wait()  # a rank that ended before all is saved would end rank 0
+                state.writer.wait()
                 where = f"update {step} of {config.steps} is saved in {config.out}"
                 raise Stopped(wish, f"{where}; go on with the same command and --resume")
+        state.writer.wait()
 
 
 def _agree(state: TrainingState, step: int) -> None:
@@ -152,6 +154,7 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         seed=config.seed,
         options=LoadingOptions(
             config.data.balance,
+            storage="auto" if ranks.world_size() == 1 else "mapped",  # which the ranks of a machine have in common
             memory_limit=config.data.memory_limit_bytes,
             rank=ranks.rank(),
             world_size=ranks.world_size(),

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from qtransformer import ranks
 from qtransformer.checkpoint import load_checkpoint, save_checkpoint, set_aside_newer
+from qtransformer.checkpoint_writer import CheckpointWriter
 from qtransformer.config import RunError, TrainConfig
 from qtransformer.guard import Guard
 from qtransformer.learner import Figures, Learner, under
@@ -60,19 +61,27 @@ class TrainingState:
         self.learner, self.sampler, self.info, self.guard, self.watch = learner, sampler, info, guard, watch
         self.config = TrainConfig.from_json(info["config"])
         self.recent = RecentFigures()
+        self.writer = CheckpointWriter()
 
-    def save(self, run: Path, step: int, evaluation: Mapping[str, float] | None = None) -> Path:
-        """Writes a checkpoint after update `step`, with what its evaluation gave, if it had one; returns its folder.
+    def save(self, step: int) -> None:
+        """Begins to write a checkpoint after update `step`, all ranks together; `writer` ends it.
+
+        Raises:
+            CheckpointError: the one before could not be written.
+        """
+        own = {_FIGURES + name: values for name, values in self.recent.state().items()}
+        own |= {_GUARD + name: values for name, values in self.guard.state().items()}
+        own |= {_WATCH + name: values for name, values in self.watch.state().items()}
+        own |= _generators(self._device)
+        self.writer.save(self.config.out, self._described(step, None), *self.learner.state(), own)
+
+    def save_policy(self, folder: Path, step: int, evaluation: Mapping[str, float]) -> None:
+        """Writes the policy after update `step` alone, with what its evaluation gave, from this rank.
 
         Raises:
             CheckpointError: the disk is full or the folder cannot be written.
         """
-        weights, training = self.learner.state()
-        training |= {_FIGURES + name: values for name, values in self.recent.state().items()}
-        training |= {_GUARD + name: values for name, values in self.guard.state().items()}
-        training |= {_WATCH + name: values for name, values in self.watch.state().items()}
-        info = {"step": step, "evaluation": evaluation, **self.info, "sampler": self.sampler.state_dict()}
-        return save_checkpoint(run, info, weights, {**training, **_generators(self._device)})
+        save_checkpoint(folder, self._described(step, evaluation), self.learner.state()[0])
 
     def restore(self, run: Path) -> int:
         """Loads the newest sound checkpoint, sets newer ones aside, and returns its step.
@@ -93,6 +102,9 @@ class TrainingState:
         if not ranks.rank():
             set_aside_newer(run, step)
         return step
+
+    def _described(self, step: int, evaluation: Mapping[str, float] | None) -> dict[str, Any]:
+        return {"step": step, "evaluation": evaluation, **self.info, "sampler": self.sampler.state_dict()}
 
     @property
     def _device(self) -> torch.device:

@@ -19,9 +19,14 @@ from qtransformer import checkpoint as module
 from qtransformer.checkpoint import (
     CheckpointError,
     checkpoint_folders,
+    discard,
+    finish_checkpoint,
     load_checkpoint,
     save_checkpoint,
     set_aside_newer,
+    share_name,
+    share_of,
+    write_files,
 )
 
 WEIGHTS = {"a.weight": torch.randn(3, 2), "a.bias": torch.tensor(1.5), "ids": torch.arange(3)}
@@ -86,8 +91,8 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_new_name_after_it(t
     monkeypatch.setattr(module, "fsync", lambda path: synced.append((path, (folder / "step_000000010").exists())))
     final = save(tmp_path)
     beside = folder / "step_000000010.writing"
-    names = ("weights.safetensors", "training.safetensors", "checkpoint.json", "SHA256SUMS")
-    assert sorted(synced[:-2]) == sorted((beside / name, False) for name in names)
+    names = ("weights.safetensors", "training_0.safetensors", "checkpoint.json", "SHA256SUMS")
+    assert synced[:-2] == [(beside / name, False) for name in names]
     assert synced[-2:] == [(beside, False), (final.parent, True)]
 
 
@@ -122,7 +127,7 @@ def test_another_format_version(tmp_path):
     path = save(tmp_path) / "checkpoint.json"
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "format_version": 99, "versions": {"qtransformer": "7.1"}}))
-    with pytest.raises(CheckpointError, match=r"checkpoint format \(99\) must be 6; open it with qtransformer 7\.1"):
+    with pytest.raises(CheckpointError, match=r"checkpoint format \(99\) must be 7; open it with qtransformer 7\.1"):
         load_checkpoint(tmp_path)
 
 
@@ -133,7 +138,7 @@ def test_a_damaged_description(tmp_path, content):
         load_checkpoint(tmp_path)
 
 
-FILES = ["weights.safetensors", "training.safetensors", "checkpoint.json", "SHA256SUMS"]
+FILES = ["weights.safetensors", "training_0.safetensors", "checkpoint.json", "SHA256SUMS"]
 
 
 def damage(path, how):
@@ -163,6 +168,63 @@ def test_the_sums_are_those_of_sha256sum(tmp_path):
     folder = tmp_path / "checkpoints" / "step_000000010"
     expected = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}" for name in sorted(FILES[:3])]
     assert sorted(lines) == sorted(expected)
+
+
+@pytest.mark.parametrize("number", [None, "2", 1.0])
+def test_a_number_of_shares_that_is_none(tmp_path, number):
+    path = save(tmp_path) / "checkpoint.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_shares": number}))
+    with pytest.raises(CheckpointError, match=r"is damaged \(num_shares must be a whole number\)"):
+        load_checkpoint(tmp_path)
+
+
+def test_shares_by_hand():
+    sizes = {"a": 1, "b": 5, "c": 3, "d": 3, "e": 2}
+    tensors = {name: torch.zeros(size) for name, size in sizes.items()}
+    assert [list(share_of(tensors, number, 2, taken=0)) for number in range(2)] == [["b", "e"], ["c", "d", "a"]]
+    assert [list(share_of(tensors, number, 2, taken=4 * 6)) for number in range(2)] == [["d", "a"], ["b", "c", "e"]]
+    assert share_of(dict(reversed(tensors.items())), 0, 2, taken=0).keys() == {"b", "e"}  # whatever the order
+    assert share_of(tensors, 0, 1, taken=7).keys() == sizes.keys()
+    assert share_of(tensors, 9, 10, taken=10**6) == {}
+
+
+def write_shares(run, num_shares, step=10):
+    """Writes what so many ranks would, the last one first; returns the lines of all."""
+    shares = [share_of(TRAINING, number, num_shares, taken=0) for number in range(num_shares)]
+    files = [{share_name(number): share} for number, share in enumerate(shares)]
+    return [line for each in [*files[::-1], {"weights.safetensors": WEIGHTS}] for line in write_files(run, step, each)]
+
+
+def test_shares_of_several_ranks_are_read_together(tmp_path):
+    folder = finish_checkpoint(tmp_path, {"step": 10}, write_shares(tmp_path, 3))
+    assert len(list(folder.iterdir())) == 6
+    assert load_checkpoint(tmp_path).training_tensors().keys() == TRAINING.keys()
+    finish_checkpoint(tmp_path, {"step": 20}, write_shares(tmp_path, 3, 20))
+    for how in ("missing", "bit"):
+        damage(tmp_path / "checkpoints" / "step_000000020" / "training_1.safetensors", how)
+        assert load_checkpoint(tmp_path).info["step"] == 10
+        finish_checkpoint(tmp_path, {"step": 20}, write_shares(tmp_path, 3, 20))
+
+
+def test_what_a_killed_run_of_more_ranks_left_is_not_taken(tmp_path):
+    write_shares(tmp_path, 3)
+    folder = finish_checkpoint(tmp_path, {"step": 10}, write_shares(tmp_path, 2))
+    assert not (folder / "training_2.safetensors").exists()
+    assert load_checkpoint(tmp_path).training_tensors().keys() == TRAINING.keys()
+
+
+def test_what_cannot_be_finished_is_removed(tmp_path):
+    save(tmp_path)
+    write_shares(tmp_path, 2, 20)
+    discard(tmp_path, 20)
+    discard(tmp_path, 30)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_000000010"]
+
+
+def test_a_policy_alone(tmp_path):
+    folder = save_checkpoint(tmp_path, {"step": 10}, WEIGHTS)
+    assert sorted(path.name for path in folder.iterdir()) == ["SHA256SUMS", "checkpoint.json", "weights.safetensors"]
+    assert load_checkpoint(tmp_path).training_tensors() == {}
 
 
 def test_newer_ones_are_set_aside(tmp_path):

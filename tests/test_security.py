@@ -136,7 +136,7 @@ def run(tmp_path_factory):
     return train(make_config(dataset=write_log(folder / "log"), out=folder / "run", steps=1))
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "training.safetensors", "checkpoint.json", "SHA256SUMS"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "training_0.safetensors", "checkpoint.json", "SHA256SUMS"])
 def test_a_checkpoint_that_is_a_pickle(run, tmp_path, name):
     sprung = tmp_path / "sprung"
     path = run / "checkpoints" / "step_000000001" / name

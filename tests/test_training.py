@@ -14,10 +14,11 @@ import torch
 from dataset_fixtures import make_episode
 from learner_fixtures import assert_same_bits, make_config, write_log
 
+from qtransformer import ranks
 from qtransformer.baselines import LEARNERS, BehaviourCloning
 from qtransformer.checkpoint import CheckpointError, checkpoint_folders, load_checkpoint
 from qtransformer.config import LearningConfig, RunError
-from qtransformer.training import train
+from qtransformer.training import build, load_dataset, train
 from qtransformer_datasets.schema import DatasetError
 from qtransformer_datasets.windows import SegmentSampler
 
@@ -236,9 +237,9 @@ def test_resume_with_other_data_is_refused(log, tmp_path):
 
 def test_resume_passes_over_a_damaged_checkpoint(whole, log, tmp_path, capsys):
     run = shutil.copytree(whole, tmp_path / "run")
-    (run / "checkpoints" / "step_000000020" / "training.safetensors").write_bytes(b"noise")
+    (run / "checkpoints" / "step_000000020" / "training_0.safetensors").write_bytes(b"noise")
     train(make_run(log, run, resume=True))
-    assert "step_000000020/training.safetensors: is damaged" in capsys.readouterr().err
+    assert "step_000000020/training_0.safetensors: is damaged" in capsys.readouterr().err
     assert_same_bits(all_tensors(whole), all_tensors(run))
     assert metrics(whole) == metrics(run)
     names = sorted(path.name for path in (run / "checkpoints").iterdir())
@@ -247,8 +248,8 @@ def test_resume_passes_over_a_damaged_checkpoint(whole, log, tmp_path, capsys):
 
 def test_resume_of_a_damaged_run_is_explained(log, tmp_path):
     run = train(make_run(log, tmp_path / "run", steps=2))
-    (run / "checkpoints" / "step_000000002" / "training.safetensors").write_bytes(b"noise")
-    with pytest.raises(CheckpointError, match=r"training\.safetensors: is damaged .*, and no other is there"):
+    (run / "checkpoints" / "step_000000002" / "training_0.safetensors").write_bytes(b"noise")
+    with pytest.raises(CheckpointError, match=r"training_0\.safetensors: is damaged .*, and no other is there"):
         train(make_run(log, run, steps=4, resume=True))
     (run / "config.json").write_text('{"steps": ')
     with pytest.raises(RunError, match=r"config\.json: is damaged"):
@@ -306,6 +307,14 @@ def test_no_logic_depends_on_the_clock_of_the_day(whole, log, tmp_path, monkeypa
     assert_same_bits(all_tensors(whole), all_tensors(config.out))
     assert metrics(whole) == metrics(config.out)
     assert all(each["updates_per_second"] > 0 for each in metrics(config.out, timed=True))
+
+
+def test_ranks_have_the_images_of_a_machine_in_common(log, tmp_path, monkeypatch):
+    config = make_run(log, tmp_path / "run")
+    dataset, _ = load_dataset(config)
+    for num_ranks, storage in {1: "auto", 2: "mapped"}.items():
+        monkeypatch.setattr(ranks, "world_size", lambda number=num_ranks: number)
+        assert build(config, dataset)[1]._options.storage == storage
 
 
 @pytest.mark.parametrize("device", ["toaster", "cuda:99"])
