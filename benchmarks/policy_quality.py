@@ -36,7 +36,8 @@ from logs import LOGS
 from rich.console import Console
 from rich.table import Table
 
-from qtransformer.config import PRESETS, Preset, TrainConfig
+from qtransformer.config import Preset, TrainConfig
+from qtransformer.presets import PRESETS
 
 ROWS = tuple(LOGS)
 OURS, PAPER, CLONING, SUCCESSES = "ours", "paper", "cloning", "cloning of successes"

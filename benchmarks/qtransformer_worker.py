@@ -136,6 +136,7 @@ def make_batch(sizes: Sizes) -> Batch:
         has_successor=is_valid,
         monte_carlo_returns=(generator.random(is_valid.shape) * is_valid).astype(np.float32),
         is_success=rewards.any(axis=1),
+        is_relabelled=np.zeros(B, bool),
         is_valid=is_valid,
         frames=np.tile(np.arange(T + look_ahead + 1), (B, 1)),
     )

@@ -106,7 +106,7 @@ class ImplicitQLearning(QTransformerLearner):
             for part, each in zip(parts, targets, strict=True)
         ]
         num_valid, num_known = counted(ranks.gathered(torch.cat(counts).float()))
-        return [Goals(each, None, num_valid, num_known) for each in targets]
+        return [Goals(each, None, num_valid, num_valid, num_known) for each in targets]
 
     def loss(self, batch: Batch, goals: Goals) -> tuple[Tensor, Figures]:
         """Returns expectile error of V (eq. 5) + squared error of Q (eq. 6) + weighted cross-entropy (eq. 7)."""

@@ -116,7 +116,8 @@ class Batch:
     terminations: Any  # (B, T) bool: the task ended here, no bootstrap
     has_successor: Any  # (B, T) bool: observations[:, k + 1] is the real successor of step k
     monte_carlo_returns: Any  # (B, T) float32: discounted return from step k on, at the least where the end was cut off
-    is_success: Any  # (B,) bool: the episode that the segment was cut from succeeded
+    is_success: Any  # (B,) bool: the episode that the segment was cut from succeeded, at what the segment is told
+    is_relabelled: Any  # (B,) bool: told another task's instruction than its episode was, as a failure of that task
     is_valid: Any  # (B, T) bool: False on padding
     frames: Any  # (B, F) int64, increasing: which of the T + 1 observations the images show
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from qtransformer.config import PRESETS, RunError, TrainConfig
+from qtransformer.config import RunError, TrainConfig
 from qtransformer.console import print_json, print_verdicts
 from qtransformer.deploy.controller import ControllerError
 from qtransformer.deploy_commands import Export, Run, Verify
@@ -23,7 +23,9 @@ from qtransformer.evaluate_command import Evaluate
 from qtransformer.log_commands import Collect, Convert, Inspect
 from qtransformer.pictures import choose_renderer
 from qtransformer.plan import Plan
+from qtransformer.presets import PRESETS
 from qtransformer.run_commands import ReplayBatch, ReportCommand, RerunCommand
+from qtransformer.score_command import Score
 from qtransformer.serve_command import Serve
 from qtransformer.signals import Stopped
 from qtransformer_datasets.schema import DatasetError
@@ -161,6 +163,7 @@ def _commands(arguments: Sequence[str]) -> Any:
         | Annotated[TrainConfig, tyro.conf.subcommand("train", description=_TRAIN), train, tyro.conf.OmitArgPrefixes]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+        | Annotated[Score, tyro.conf.subcommand("score")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Explain, tyro.conf.subcommand("explain")]
         | Annotated[ReportCommand, tyro.conf.subcommand("report")]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Outcomes:
     """By seed, where the episode was played to its end."""
     crashed: frozenset[int]
     """Seeds of the other episodes."""
+    tasks: Mapping[int, str | None] = field(default_factory=dict)
+    """By seed, what the environment called it."""
 
     @property
     def seeds(self) -> set[int]:
@@ -63,6 +65,8 @@ class Gathered:
     crashed: tuple[int, ...]
     """Seeds that are left out, since an episode of theirs crashed."""
     methods: tuple[Method, ...]
+    tasks: tuple[str | None, ...] = ()
+    """What the environment called each of the episodes."""
 
     def title(self) -> str:
         """Returns what was played, in words."""
@@ -142,7 +146,8 @@ def in_one_table(methods: Mapping[str, Sequence[Path]], played: Mapping[Path, Ou
         return np.array([[float(played[path].successes[seed]) for seed in seeds] for path in paths])
 
     named = tuple(Method(name, tuple(map(str, each)), table(each)) for name, each in methods.items())
-    return Gathered(first.environment_id, first.success_rule, seeds, tuple(sorted(crashed)), named)
+    tasks = tuple(first.tasks.get(seed) for seed in seeds)
+    return Gathered(first.environment_id, first.success_rule, seeds, tuple(sorted(crashed)), named, tasks)
 
 
 def read_outcomes(path: Path) -> Outcomes:
@@ -173,7 +178,8 @@ def outcomes_of(document: Any) -> Outcomes:
         raise ValueError("outcomes must be episodes with a seed of its own each")
     if {type(each) for each in (*successes, *crashed)} != {int} or {type(each) for each in successes.values()} - {bool}:
         raise ValueError("a seed must be an integer, success must be true or false")
-    return Outcomes(str(document["environment_id"]), str(document["success_rule"]), successes, crashed)
+    tasks = {each["seed"]: None if each.get("task") is None else str(each["task"]) for each in document["outcomes"]}
+    return Outcomes(str(document["environment_id"]), str(document["success_rule"]), successes, crashed, tasks)
 
 
 def _play(opened: OpenedPolicy, play: Play) -> Outcomes:

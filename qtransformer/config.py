@@ -207,11 +207,16 @@ class DataConfig(ReadOptions):
     """Codes of errors of the check (`qtransformer inspect` shows them) to train in spite of."""
     balance: Balance = "steps"
     """What is drawn equally often: every step; every task; failures and successes; or, by rank, better returns more."""
+    relabel: float = 0.0
+    """Share of the segments that are told another task's instruction, as failures: Q learns what words rule out."""
+    language: str | None = None
+    """Folder of a sentence-transformers model that encodes the instructions; without, words are (no download)."""
     memory_limit: str | None = None
     """Most memory that the log may take, as in 4GB or 500MB; without, a share of what is free."""
 
     def __post_init__(self) -> None:
         _require("memory_limit", self.memory_limit, self._limit() != 0, "be a size like 4GB or 500MB")
+        _require("relabel", self.relabel, 0 <= self.relabel < 1, "be in [0, 1)")
 
     @property
     def memory_limit_bytes(self) -> int | None:
@@ -296,6 +301,9 @@ class TrainConfig:
         for name in numbers:
             _require(name, getattr(self, name), getattr(self, name) >= 1, "be at least 1")
         _require("seed", self.seed, self.seed >= 0, "be at least 0")
+        is_sound = self.data.relabel == 0 or self.algorithm == "q_transformer"
+        rule = f"be 0 with --algorithm {self.algorithm}, which learns from what was done alone, not from what failed"
+        _require("relabel", self.data.relabel, is_sound, rule)
 
     @property
     def return_discount(self) -> float:
@@ -313,36 +321,3 @@ class TrainConfig:
         nested["following"] = FollowConfig
         built = {key: each(**tuples(data[key])) for key, each in nested.items()}
         return cls(**{**data, **built, "dataset": Path(data["dataset"]), "out": Path(data["out"])})
-
-
-# What a preset changes. The paper gives no learning rate, batch size or small model: those stay ours.
-PRESETS: dict[Preset, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "tokens": TokenConfig(num_bins=256),
-        "model": ModelConfig(window=6),
-        "learning": LearningConfig(
-            environment_steps=1,
-            conservative_weight=1.0,
-            support_temperature=0.0,
-            target_temperature=0.0,
-            density_weight=0.0,
-            grounding_weight=0.0,
-            advantage_sharpness=0.0,
-            label_width=0.0,
-        ),
-    },
-    # Conservative Q-learning (arXiv 2006.04779) over tokens: a plain maximum of Q, no density, no bound.
-    "cql": {
-        "learning": LearningConfig(
-            environment_steps=1,
-            monte_carlo_bound=False,
-            regularizer="softmax",
-            support_temperature=0.0,
-            target_temperature=0.0,
-            density_weight=0.0,
-            grounding_weight=0.0,
-            advantage_sharpness=0.0,
-        ),
-    },
-}

@@ -15,6 +15,7 @@ from rich.text import Text
 Advance = Callable[..., None]
 
 _LINES = 10  # how often progress is said without a terminal
+_BAR = 20  # characters of a bar
 
 
 def say(text: str) -> None:
@@ -101,6 +102,15 @@ def _rate(tally: Mapping[str, Any], short: bool = False) -> str:
     if short:
         return f"{tally['success_rate']:.0%} ({low:.0%} to {high:.0%})"
     return f"{tally['success_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+
+
+def print_scores(title: str, scores: Mapping[str, float], low: float, high: float) -> None:
+    """Prints values with bars over the range from `low` to `high`, in the order given."""
+    table = Table("instruction", "value", f"{low:.4g} to {high:.4g}", title=title, title_justify="left")
+    for name, value in scores.items():
+        share = (value - low) / (high - low)
+        table.add_row(Text(name), f"{value:.4g}", Text("█" * round(_BAR * share), style="cyan"))
+    Console().print(table)
 
 
 def print_verdicts(verdicts: Iterable[tuple[str, str, str]]) -> None:

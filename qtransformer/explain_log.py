@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Int
 
 from qtransformer.config import RunError, TrainConfig
-from qtransformer.deploy.controller import WordEncoder
+from qtransformer.language import run_encoder
 from qtransformer.loading import LoadedRun
 from qtransformer.normalization import ReturnScale
 from qtransformer.predictions import Predictions, Steps, concatenate, predict
@@ -53,7 +53,7 @@ class RunLog:
         self.config = TrainConfig.from_json(run.info["config"])
         self.scale = ReturnScale(**run.info["return_scale"])
         window, discount = self.policy.model.window, self.config.return_discount
-        options = LoadingOptions(encode_text=WordEncoder(run.info["instructions"]).encode)
+        options = LoadingOptions(encode_text=run_encoder(run.info))
         self._sampler = SegmentSampler(
             dataset, segment_length=window, batch_size=1, discount=discount, seed=0, options=options
         )

@@ -19,8 +19,8 @@ import torch
 from qtransformer.batch import DatasetSpec
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint
 from qtransformer.config import FollowConfig, RunError, TrainConfig
-from qtransformer.deploy.controller import WordEncoder
 from qtransformer.evaluation import Plan, evaluate, make_environment
+from qtransformer.language import run_encoder
 from qtransformer.outcomes import CrashedEpisode, EpisodeOutcome
 from qtransformer.policy import CheckpointPolicy, GreedyPolicy
 from qtransformer.signals import StopWish
@@ -65,12 +65,12 @@ class PeriodicEvaluation:
         self._make = partial(make_environment, spec.environment_id, spec.environment_kwargs, config.imports)
         self._make().close()
         self._plan = Plan(config.evaluate_episodes, _NUM_ENVS, _SEED, spec.ignored_observations)
-        self._encode = WordEncoder(info["instructions"]).encode
+        self._encode = run_encoder(info)
         best = load_checkpoint(run / BEST).info["evaluation"] if checkpoint_folders(run / BEST) else None
         self._best = _score(best) if best else None
 
     def play(self, policy: GreedyPolicy, wish: StopWish) -> dict[str, float]:
-        """Returns success rate and mean return of the policy as it is, and over how many episodes.
+        """Returns success rate, mean return and number of episodes of the policy as it is; each task's rate beside it.
 
         Raises:
             Interrupted: there is a wish to stop.
@@ -84,7 +84,9 @@ class PeriodicEvaluation:
             acting = CheckpointPolicy(copy.deepcopy(policy), self._encode)
             summary = evaluate(acting, self._make, self._plan, on_episode=look).summary()
         rates = {"success_rate": summary["success_rate"], "mean_return": summary["mean_return"]}
-        return {**rates, "evaluated_episodes": summary["episodes"]}
+        known = {task: each["success_rate"] for task, each in summary["tasks"].items() if each["episodes"]}
+        tasks = {f"success_rate/{task}": rate for task, rate in known.items()} if len(summary["tasks"]) > 1 else {}
+        return {**rates, "evaluated_episodes": summary["episodes"], **tasks}
 
     def is_best(self, result: Mapping[str, float]) -> bool:
         """Returns whether no earlier result was as good, and remembers it then."""

@@ -48,6 +48,8 @@ class Goals(NamedTuple):
     """How much the density imitates each step of the part, 1 on average; None for all alike."""
     num_valid: Int[Tensor, ""]
     """Real steps of the whole batch."""
+    num_told: Int[Tensor, ""]
+    """Those of them that are told what they do: the segment is not relabelled."""
     num_known: Int[Tensor, ""]
     """Known targets of the whole batch."""
 
@@ -73,7 +75,7 @@ class Learner(ABC):
         ]
         policy.model.is_bfloat16 = policy.model.encoder.is_bfloat16 = self.config.precision == "bfloat16"
         policy.model.recomputes = config.activation_checkpointing
-        self._num_parts = config.gradient_accumulation_steps
+        self._num_parts, self._relabels = config.gradient_accumulation_steps, config.data.relabel > 0
         self._loss = self.compiled(self.loss)
         self.optimizer = torch.optim.AdamW(groups, lr=self.config.learning_rate, betas=(0.9, 0.99), fused=True)
 
@@ -86,7 +88,7 @@ class Learner(ABC):
         """Returns what the loss of each part of this rank's share needs; all ranks are asked at once."""
         num_valid = torch.cat([self._real(part).sum(dim=1, keepdim=True) for part in parts])
         (count,) = counted(ranks.gathered(num_valid.float()))
-        return [Goals(None, None, count, count)] * len(parts)
+        return [Goals(None, None, count, count, count)] * len(parts)
 
     def update(self, batch: Batch) -> Figures:
         """Takes one optimizer step on this rank's share of a batch, numpy arrays.
@@ -135,8 +137,9 @@ class Learner(ABC):
 
         The part is a `share` of this rank's. Others are not asked: with more segments at once the question is harder.
         """
-        weight = self.config.grounding_weight
-        grounding = self.policy.model.encoder.grounding_loss(part.observations) if weight else None
+        weight, encoder = self.config.grounding_weight, self.policy.model.encoder
+        asked = _as_told(part, encoder.image_keys) if self._relabels else part.observations
+        grounding = encoder.grounding_loss(asked) if weight else None
         if grounding is None:
             return loss, figures
         grounding = grounding * share / ranks.world_size()
@@ -209,6 +212,13 @@ def observations_looked_at(batch: Batch, image_keys: Collection[str]) -> dict[st
     return {
         key: value if key in image_keys else value[segments, batch.frames] for key, value in batch.observations.items()
     }
+
+
+def _as_told(part: Batch, image_keys: Collection[str]) -> dict[str, Tensor]:
+    """Returns the numbers and words of the segments that are told what they do; where none is, of one alone."""
+    rows = torch.nonzero(~part.is_relabelled)[:, 0]
+    rows = rows if len(rows) else rows.new_zeros(1)  # which finds itself, with any words
+    return {key: value[rows] for key, value in part.observations.items() if key not in image_keys}
 
 
 def under(prefix: str, named: Mapping[str, Any]) -> dict[str, Any]:

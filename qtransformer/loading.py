@@ -58,7 +58,8 @@ class LoadedRun:
         statistics = {each.name: self.info["statistics"][each.name] for each in self.spec.observations}
         ranges = {key: {"low": each["min"], "high": each["max"]} for key, each in statistics.items() if "min" in each}
         command = training_command(TrainConfig.from_json(self.info["config"]))
-        return {"observation_ranges": ranges, "training_command": command, **{key: self.info[key] for key in kept}}
+        origin = {**{key: self.info[key] for key in kept}, "language": self.info.get("language")}
+        return {"observation_ranges": ranges, "training_command": command, **origin}
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class OpenedPolicy:
     def environment(self, other: str | None = None) -> tuple[str, dict[str, Any]]:
         """Returns what `named_environment` does for this policy."""
         return named_environment(self.path, self.environment_id, self.environment_kwargs, other)
+
+    @property
+    def text_keys(self) -> tuple[str, ...]:
+        """The observations that are words."""
+        card = self.origin if "observations" in self.origin else self.origin["spec"]
+        return tuple(each["name"] for each in card["observations"] if each["kind"] == "text")
 
     def value_of(self) -> Callable[[float], float] | None:
         """Returns the map from Q in (0, 1) to returns of the log; None where the algorithm learns no values."""
@@ -142,14 +149,14 @@ def open_policy(path: Path) -> OpenedPolicy:
         raise RunError(f"{path}: must be the folder of a run or of a bundle, got no folder; check the path")
     import torch
 
-    from qtransformer.deploy.controller import WordEncoder
+    from qtransformer.language import run_encoder
     from qtransformer.policy import CheckpointPolicy
 
     torch.set_num_threads(1)  # a decision is too small to share, and waiting threads would take the simulator's core
     run = load_run(path)
     return OpenedPolicy(
         path,
-        CheckpointPolicy(run.policy, WordEncoder(run.info["instructions"]).encode),
+        CheckpointPolicy(run.policy, run_encoder(run.info)),
         run.spec.environment_id,
         run.spec.environment_kwargs,
         run.spec.ignored_observations,

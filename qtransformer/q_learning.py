@@ -76,32 +76,44 @@ class QTransformerLearner(Learner):
         T = self.policy.model.window
         rows = torch.cat([self._row(part, each) for part, each in zip(parts, targets, strict=True)])
         whole = ranks.gathered(rows)
-        advantages, is_known, counts = whole.split([T, T, 2], dim=1)
+        advantages, is_known, counts = whole.split([T, T, 3], dim=1)
         weights = losses.advantage_weights(advantages, is_known.bool(), self.config.advantage_sharpness)
         first = ranks.rank() * len(rows)
         own = weights[first : first + len(rows)].split([len(each.advantages) for each in targets])
-        num_valid, num_known = counted(counts)
-        return [Goals(each, weight, num_valid, num_known) for each, weight in zip(targets, own, strict=True)]
+        return [Goals(each, weight, *counted(counts)) for each, weight in zip(targets, own, strict=True)]
 
     def _row(self, part: Batch, targets: Targets) -> Float[Tensor, "batch columns"]:
-        """Returns what the other ranks must know of each segment: advantages, whether they are known, two counts."""
-        num_valid, num_known = self._real(part).sum(dim=1), targets.is_known.sum(dim=(1, 2))
-        counts = torch.stack([num_valid, num_known], dim=1)
-        return torch.cat([targets.advantages, targets.is_known[..., -1], counts], dim=1)
+        """Returns what the other ranks must know of each segment.
+
+        That is its advantages, whether they are known and of what it is told to do, and the counts of `Goals`.
+        """
+        is_told = self._told(part)
+        counts = [self._real(part).sum(dim=1), is_told.sum(dim=1), targets.is_known.sum(dim=(1, 2))]
+        return torch.cat([targets.advantages, targets.is_known[..., -1] & is_told, torch.stack(counts, dim=1)], dim=1)
+
+    def _told(self, part: Batch) -> Bool[Tensor, "batch time"]:
+        """Returns which of the real steps are told what they do, not another task in hindsight."""
+        return self._real(part) & ~part.is_relabelled.unsqueeze(-1)
 
     def loss(self, batch: Batch, goals: Goals) -> tuple[Tensor, Figures]:
-        """Returns squared error + alpha * regulariser + density weight * cross-entropy, averaged over real tokens."""
+        """Returns squared error + alpha * regulariser + density weight * cross-entropy, averaged over real tokens.
+
+        Relabelled segments are no example of what to do: the cross-entropy leaves them out, and the figures of values.
+        They fail, whatever is done: the error says so of what was logged, and the floor of all else. The softmax
+        regulariser would lift what was logged.
+        """
         T, targets = self.policy.model.window, goals.targets
         tokens = self.policy.tokenizer.encode(batch.actions[:, :T])
         outputs = self.policy.model(first_frames(batch, T), tokens)
         labels = self.labels(tokens)
-        is_valid = batch.is_valid[:, :T].unsqueeze(-1).expand_as(tokens)
-        num_tokens = goals.num_valid * tokens.shape[-1]
+        is_valid, is_told = (each.unsqueeze(-1).expand_as(tokens) for each in (self._real(batch), self._told(batch)))
+        num_valid, num_told = goals.num_valid * tokens.shape[-1], goals.num_told * tokens.shape[-1]
+        lowered = (is_told, num_told) if self.config.regularizer == "softmax" else (is_valid, num_valid)
         assert goals.imitation is not None
         cross_entropies = goals.imitation.unsqueeze(-1) * losses.density(outputs.density_logits, labels)
         error = masked_mean(self._fit(outputs, labels, targets.values), targets.is_known, goals.num_known)
-        conservative = masked_mean(self._regularizer(outputs, tokens, labels), is_valid, num_tokens)
-        cross_entropy = masked_mean(cross_entropies, is_valid, num_tokens)
+        conservative = masked_mean(self._regularizer(outputs, tokens, labels), *lowered)
+        cross_entropy = masked_mean(cross_entropies, is_told, num_told)
         weights = self.config.conservative_weight, self.config.density_weight
         with torch.no_grad():
             spreads = backup.action_spread(outputs.q_values, outputs.density_logits)
@@ -109,11 +121,11 @@ class QTransformerLearner(Learner):
                 "squared_error": error.detach(),
                 "conservative": conservative.detach(),
                 "cross_entropy": cross_entropy.detach(),
-                "q_logged": self._shown(backup.values_at(outputs.q_values, tokens), is_valid, num_tokens),
-                "q_greedy": self._shown(self.policy.values(outputs), is_valid, num_tokens),
+                "q_logged": self._shown(backup.values_at(outputs.q_values, tokens), is_told, num_told),
+                "q_greedy": self._shown(self.policy.values(outputs), is_told, num_told),
                 "target": self._shown(targets.values, targets.is_known, goals.num_known),
-                "q_spread": self.scale.width * masked_mean(spreads, is_valid[..., 0], goals.num_valid),
-                "monte_carlo": masked_mean(batch.monte_carlo_returns[:, :T], is_valid[..., 0], goals.num_valid),
+                "q_spread": self.scale.width * masked_mean(spreads, is_told[..., 0], goals.num_told),
+                "monte_carlo": masked_mean(batch.monte_carlo_returns[:, :T], is_told[..., 0], goals.num_told),
             }
         return error + weights[0] * conservative + weights[1] * cross_entropy, figures
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
 from qtransformer import page
 from qtransformer.compare_report import judgement
+from qtransformer.compare_sources import Gathered
 from qtransformer.comparison_pairs import Comparison
 from qtransformer.config import writing
 from qtransformer.explain import NO_VALUES, Explanation, Moment
@@ -81,6 +83,18 @@ def _success(report: Report, series: Mapping[str, Series]) -> Iterator[str]:
     told = "; ".join(f"{each.series.label} {percent(each.rate)} ({spread(each.interval)})" for each in rates)
     chart = page.figure("Success rate with its 95 % interval", rate_chart(rates, f"Success rates: {told}"))
     yield f'<div class="pair">{page.box(page.table(heads, rows))}{chart}</div>'
+    if len({*gathered.tasks}) > 1:
+        heads = ["task", "episodes", *(named_html(series[each.name]) for each in gathered.methods)]
+        yield page.box(page.table(heads, _by_task(gathered)))
+
+
+def _by_task(gathered: Gathered) -> Iterator[list[str]]:
+    """Yields of each task its episodes, and success with its interval of each method."""
+    for task in sorted({each for each in gathered.tasks if each is not None}):
+        places = [place for place, each in enumerate(gathered.tasks) if each == task]
+        methods = [replace(each, outcomes=each.outcomes[:, places]) for each in gathered.methods]
+        cells = [f"<b>{percent(each.rate)}</b> ({spread(each.interval())})" for each in methods]
+        yield [escape(task), str(len(places)), *cells]
 
 
 def _pairs(comparison: Comparison) -> Iterator[str]:

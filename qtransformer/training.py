@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from qtransformer.baselines import LEARNERS
 from qtransformer.batch import DatasetSpec
 from qtransformer.checkpoint import checkpoint_folders
 from qtransformer.config import WITHOUT_VALUES, RunError, TrainConfig
-from qtransformer.deploy.controller import WordEncoder
+from qtransformer.deploy.controller import text_encoder
 from qtransformer.diary import Diary
 from qtransformer.guard import Guard, LogPlaces
 from qtransformer.learner import Learner, under
@@ -33,7 +33,7 @@ from qtransformer.normalization import ReturnScale
 from qtransformer.policy import build_policy
 from qtransformer.run_folder import can_resume, claimed
 from qtransformer.signals import Stopped, StopWish, stop_wish
-from qtransformer.training_log import file_identity, open_training_log, print_findings, raise_on_misfit
+from qtransformer.training_log import file_identity, open_training_log, print_findings, raise_on_misfit, told
 from qtransformer.training_state import TrainingState
 from qtransformer.watch import Watch
 from qtransformer_datasets.check import Finding, check_dataset, raise_on_errors
@@ -144,8 +144,8 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
         DatasetError: the log does not fit into memory, or does not say what the balance goes by.
     """
     _require_equal_parts(config)
-    known = texts(dataset)
-    encoder = WordEncoder(sorted({text for each in known.values() for text in each}))
+    instructions = told(dataset, config.data)
+    encode = text_encoder(instructions).encode
     sampler = SegmentSampler(
         dataset,
         segment_length=config.model.window + config.learning.environment_steps - 1,
@@ -160,14 +160,15 @@ def build(config: TrainConfig, dataset: EpisodeDataset) -> tuple[Learner, Segmen
             world_size=ranks.world_size(),
             window=config.model.window,
             has_last_window=config.algorithm not in WITHOUT_VALUES,
-            encode_text=encoder.encode,
+            encode_text=encode,
+            relabel=config.data.relabel,
         ),
     )
     info = {
         "config": config.to_json(),
         "spec": dataset.spec.to_json(),
-        "statistics": _plain(statistics(dataset) | _text_statistics(known, encoder)),
-        "instructions": list(encoder.known),
+        "statistics": _plain(statistics(dataset) | _text_statistics(texts(dataset), encode)),
+        **instructions,
         "action_centres": _action_centres(dataset, config),
         "action_noise": action_noise(dataset).tolist(),
         "return_scale": dict(zip(("low", "high"), return_range(dataset.episodes, config.return_discount), strict=True)),
@@ -264,7 +265,9 @@ def _plain(values: dict[str, dict[str, np.ndarray]]) -> dict[str, dict[str, list
     return {key: {name: np.ravel(array).tolist() for name, array in each.items()} for key, each in values.items()}
 
 
-def _text_statistics(known: Mapping[str, Sequence[str]], encoder: WordEncoder) -> dict[str, dict[str, np.ndarray]]:
+def _text_statistics(
+    known: Mapping[str, Sequence[str]], encode: Callable[[str], np.ndarray]
+) -> dict[str, dict[str, np.ndarray]]:
     """Returns the moments of the vectors of each key's different texts."""
-    tables = {key: np.stack([encoder.encode(text) for text in texts]) for key, texts in known.items()}
+    tables = {key: np.stack([encode(text) for text in texts]) for key, texts in known.items()}
     return {key: {"mean": table.mean(axis=0), "std": table.std(axis=0)} for key, table in tables.items()}

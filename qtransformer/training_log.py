@@ -14,8 +14,10 @@ from typing import Any
 
 from qtransformer.config import DataConfig, RunError, TrainConfig
 from qtransformer.console import say
+from qtransformer.language import LanguageModel, encoded
 from qtransformer_datasets import selection
 from qtransformer_datasets.cache import FOLDER as CACHE_FOLDER
+from qtransformer_datasets.cache import cache_file, read_record, write_record
 from qtransformer_datasets.check import Finding
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.schema import DatasetError, EpisodeDataset
@@ -88,6 +90,29 @@ def file_identity(path: Path) -> str:
     kept = [each for each in files if CACHE_FOLDER not in each.parts]
     status = [(str(each.relative_to(path)), each.stat().st_size, each.stat().st_mtime_ns) for each in kept]
     return hashlib.sha256(json.dumps(status).encode()).hexdigest()
+
+
+def told(dataset: EpisodeDataset, data: DataConfig) -> dict[str, Any]:
+    """Returns the `instructions` of the log, and `language`: their vectors, where a language model makes them.
+
+    The vectors are kept beside the log: they are made once for a model and its texts.
+
+    Raises:
+        RunError: the model or its package is not there, or cannot be used; or the log has no instructions.
+    """
+    known = sorted({text for each in selection.texts(dataset).values() for text in each})
+    if data.language is None:
+        return {"instructions": known, "language": None}
+    if not known:
+        raise RunError(f"--language {data.language}: {dataset.path} has no instructions to encode; leave it out")
+    model = LanguageModel(Path(data.language))
+    identity = {"language": model.fingerprint, "instructions": known}
+    path = cache_file(dataset, f"language-{model.fingerprint[:16]}", ".json")
+    record = read_record(path, identity)
+    if record is None:
+        record = {**identity, "vectors": [encoded(model.encode(text)) for text in known]}
+        write_record(path, record)
+    return {"instructions": known, "language": {"fingerprint": model.fingerprint, "vectors": record["vectors"]}}
 
 
 def raise_on_misfit(dataset: EpisodeDataset) -> None:

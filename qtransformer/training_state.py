@@ -92,6 +92,11 @@ class TrainingState:
         checkpoint = load_checkpoint(run)
         if checkpoint.info["dataset"]["fingerprint"] != self.info["dataset"]["fingerprint"]:
             raise RunError(f"--resume {run}: --dataset holds other data than the run began with; give the same dataset")
+        then, now = ((each.get("language") or {}).get("fingerprint") for each in (checkpoint.info, self.info))
+        if then != now:
+            raise RunError(
+                f"--resume {run}: --language holds another model than the run began with; bring that one back"
+            )
         training, step = checkpoint.training_tensors(), checkpoint.info["step"]
         self.learner.load_state(checkpoint.weights, training)
         self.sampler.load_state_dict(checkpoint.info["sampler"])

@@ -92,10 +92,9 @@ static void reset(Controller& controller, std::istringstream& words) {
 }
 
 static void encode(const Controller& controller, const std::string& text) {
-    std::vector<std::string> known;
-    for (const auto& each : controller.card().at("instructions").items()) known.push_back(each.text());
-    float vector[WordEncoder::size];
-    const std::string problem = WordEncoder(known).encode(text, vector);
+    const WordEncoder encoder(controller.card());
+    std::vector<float> vector(encoder.size());
+    const std::string problem = encoder.encode(text, vector.data());
     if (!problem.empty()) {
         std::printf("error %s\n", problem.c_str());
         return;

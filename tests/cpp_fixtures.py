@@ -19,6 +19,7 @@ import onnxruntime
 from controller_fixtures import CARD, GRAPH, write_bundle, write_sums
 
 from qtransformer.deploy import controller as module
+from qtransformer.language import encoded
 
 SOURCES = Path(module.__file__).with_name("cpp")
 EXAMPLE = SOURCES / "example.cpp"
@@ -170,13 +171,17 @@ def digits(data: bytes) -> str:
     return data.hex() or "-"
 
 
-def write_worded(folder: Path) -> Path:
-    """A bundle whose goal are words; their mean is added to the action."""
+def write_worded(folder: Path, vectors: np.ndarray | None = None) -> Path:
+    """A bundle whose goal are words; their mean is added to the action. `vectors` are those of a language model."""
+    size = 128 if vectors is None else vectors.shape[1]
+    folder.mkdir(exist_ok=True)
     goal = {**CARD["observations"][1], "kind": "text", "shape": [], "dtype": "str"}
-    inputs = [{**each, "shape": [1, 128]} if each["name"] == "goal" else each for each in CARD["inputs"]]
+    inputs = [{**each, "shape": [1, size]} if each["name"] == "goal" else each for each in CARD["inputs"]]
     card = {"observations": [CARD["observations"][0], goal], "inputs": inputs, "instructions": list(INSTRUCTIONS)}
+    if vectors is not None:
+        card["language"] = {"fingerprint": "ab", "vectors": [encoded(each) for each in vectors]}
     write_bundle(folder, **card)
-    text = GRAPH.replace("float[1,1] goal", "float[1,128] goal")
+    text = GRAPH.replace("float[1,1] goal", f"float[1,{size}] goal")
     told = "scaled = Mul(mean, ten)\n bias = ReduceMean<keepdims = 0>(goal)\n actions = Add(scaled, bias)"
     return write_graph(folder, text.replace("actions = Mul(mean, ten)", told))
 

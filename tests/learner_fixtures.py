@@ -114,6 +114,7 @@ def make_batch(num_segments: int = 4, *, num_steps: int = 3, num_dimensions: int
         has_successor=np.ones((B, T), bool),
         monte_carlo_returns=generator.uniform(0, 1, (B, T)).astype(np.float32),
         is_success=np.ones(B, bool),
+        is_relabelled=np.zeros(B, bool),
         is_valid=np.ones((B, T), bool),
         frames=np.tile(np.arange(T + 1), (B, 1)),
     )

@@ -27,10 +27,11 @@ from learner_fixtures import (
 
 from qtransformer.baselines import LEARNERS, BehaviourCloning, DecisionTransformer, ImplicitQLearning
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint
-from qtransformer.config import ACT_BY_DENSITY, PRESETS, LearningConfig
+from qtransformer.config import ACT_BY_DENSITY, LearningConfig
 from qtransformer.deploy.export import export_bundle
 from qtransformer.loading import load_run, open_policy
 from qtransformer.normalization import ReturnScale
+from qtransformer.presets import PRESETS
 from qtransformer.q_learning import QTransformerLearner
 from qtransformer.training import build, load_dataset, train
 

@@ -14,8 +14,9 @@ import tyro
 from controller_fixtures import CARD
 
 from qtransformer.cli import _commands
-from qtransformer.config import PRESETS, DataConfig, LearningConfig, ModelConfig, TokenConfig, TrainConfig
+from qtransformer.config import DataConfig, LearningConfig, ModelConfig, TokenConfig, TrainConfig
 from qtransformer.deploy.card import schema, schema_violations, training_command
+from qtransformer.presets import PRESETS
 
 MISTAKES: list[tuple[tuple[str | int, ...], Any, str]] = [
     (("schema_version",), 1, "policy.json.schema_version: must be 2, got 1"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_fixtures import POINT_ID
 
-from qtransformer.compare_sources import Play, gather, parse_methods, read_outcomes
+from qtransformer.compare_sources import Play, gather, in_one_table, outcomes_of, parse_methods, read_outcomes
 from qtransformer.config import RunError
 from qtransformer.evaluation import Plan
 
@@ -78,6 +78,13 @@ def test_files_are_taken_as_they_are(tmp_path):
     np.testing.assert_array_equal(gathered.methods[0].outcomes, [[1.0, 0.0], [0.0, 0.0]])
     np.testing.assert_array_equal(gathered.methods[1].outcomes, [[0.0, 0.0]])
     assert gathered.title() == f"2 episodes in {POINT_ID}"
+
+
+def test_tasks_are_those_of_the_seeds():
+    episodes = [{"seed": 4, "success": True, "task": "push"}, {"seed": 2, "success": False, "task": None}]
+    found = outcomes_of({"environment_id": "x", "success_rule": "y", "outcomes": episodes})
+    path = Path("one")
+    assert in_one_table({"ours": [path]}, {path: found}).tasks == (None, "push")
 
 
 def test_episodes_are_put_in_the_order_of_their_seeds(tmp_path, files):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from learner_fixtures import make_config
 
-from qtransformer.config import PRESETS, LearningConfig, ModelConfig, RunError, TokenConfig, TrainConfig
+from qtransformer.config import LearningConfig, ModelConfig, RunError, TokenConfig, TrainConfig
+from qtransformer.presets import PRESETS
 
 
 def test_json_and_back():

@@ -28,7 +28,15 @@ from cpp_fixtures import (
     write_worded,
 )
 
-from qtransformer.deploy.controller import COUNTERS, FAULTS, SCHEMA_VERSION, Controller, ControllerError, WordEncoder
+from qtransformer.deploy.controller import (
+    COUNTERS,
+    FAULTS,
+    SCHEMA_VERSION,
+    Controller,
+    ControllerError,
+    WordEncoder,
+    text_encoder,
+)
 
 pytestmark = pytest.mark.skipif(not CAN_BUILD, reason=WHY_NOT)
 
@@ -379,6 +387,45 @@ def test_words_at_the_reset_and_in_a_step(driver: Path, worded: Path, folder: Pa
     cpp = Cpp(driver, folder)
     cpp.reset("pick")
     assert cpp.run() == ["error instruction: this policy has no text observation; leave it out"]
+
+
+def test_a_table_of_a_language_model_is_read_bit_for_bit(driver: Path, tmp_path: Path):
+    """Three numbers a text: base64 without and, of two texts, with its padding."""
+    rng = np.random.default_rng(0)
+    for size in (1, 2, 3):
+        vectors = (rng.normal(size=(len(INSTRUCTIONS), size)) * 10.0 ** rng.integers(-40, 2)).astype(np.float32)
+        folder = write_worded(tmp_path / str(size), vectors)
+        table = text_encoder(json.loads((folder / "policy.json").read_text()))
+        cpp = Cpp(driver, folder, commands=[f"encode {digits(text.encode())}" for text in (*INSTRUCTIONS, "", "cup")])
+        *lines, empty, unknown = cpp.run()
+        for text, line, vector in zip(INSTRUCTIONS, lines, vectors, strict=True):
+            assert [float.fromhex(each) for each in line.split()] == vector.tolist() == table.encode(text).tolist()
+        assert empty.startswith("error is none that the policy was trained on; the nearest that it had: ")
+        assert unknown == f"error is none that the policy was trained on; the nearest that it had: {INSTRUCTIONS[1]}"
+    both = [Cpp(driver, folder), Python(folder, {})]
+    for each in both:
+        each.reset(INSTRUCTIONS[0])
+        each.step({"state": np.array([0.01, 0.02])})
+        each.step({"state": np.array([0.01, 0.02]), "goal": INSTRUCTIONS[1]})
+        each.step({"state": np.array([0.01, 0.02]), "goal": INSTRUCTIONS[1].title()})
+    assert_equal(*both)
+    assert [each.reason for each in both[1].steps] == ["accepted", "accepted", "instruction"]
+
+
+@pytest.mark.parametrize(
+    ("vectors", "match"),
+    [
+        (["AAA=", "AAAA"], "policy.json: a vector of language is no float32"),
+        (["AA!A"], "policy.json: a vector of language is no base64"),
+        (["AAAAAA==", "AAAAAAAAAAA="], "policy.json: vectors of language differ in size"),
+        ([], "policy.json: language must have a vector for each of the instructions"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(driver: Path, tmp_path: Path, vectors: list[str], match: str):
+    folder = write_worded(tmp_path / "bundle")
+    missing = [vectors[0]] * (len(INSTRUCTIONS) - len(vectors)) if vectors else []
+    change_card(folder, language={"fingerprint": "ab", "vectors": [*vectors, *missing]})
+    assert match in refusal(driver, folder)
 
 
 def told(value: Any) -> str:

@@ -271,5 +271,15 @@ def test_evaluations_say_over_how_many_episodes(log, tmp_path):
     assert lines(train(make_run(log, tmp_path / "run", steps=4)), "evaluated_episodes") == {4: 3}
 
 
+def test_the_rate_of_each_task_is_told_where_there_are_several(log, tmp_path):
+    run = train(make_run(log, tmp_path / "run", steps=1, following=FollowConfig()))
+    loaded = load_run(run)
+    info = {**loaded.info, "spec": {**loaded.info["spec"], "environment_id": "test/Passing-v0"}}
+    config = FollowConfig(evaluate_episodes=4, imports=("evaluation_fixtures",))
+    found = PeriodicEvaluation(config, run, info).play(loaded.policy, StopWish())
+    assert list(found)[3:] == ["success_rate/even", "success_rate/odd"]
+    assert (found["success_rate/even"] + found["success_rate/odd"]) / 2 == found["success_rate"]
+
+
 def test_nobody_wishes_by_default():
     assert not StopWish().is_there

@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import rank_children
 import torch
-from learner_fixtures import assert_same_bits, make_batch, make_config, make_learner
+from learner_fixtures import (
+    UNIT,
+    assert_same_bits,
+    make_batch,
+    make_config,
+    make_learner,
+    make_spec,
+    noise_of,
+    to_torch,
+)
 from rank_fixtures import start_ranks
 from safetensors.torch import load_file
 
 from qtransformer.baselines import LEARNERS
+from qtransformer.batch import ObservationSpec
+from qtransformer.policy import build_policy
+from qtransformer.q_learning import QTransformerLearner
 
 TOLERANCE = 2e-6  # of weights after five updates of 1e-5 to 5e-5: rounding, where a local mean is off by 1e-5 or more
 
@@ -62,3 +76,23 @@ def test_activation_checkpointing_and_accumulation_keep_less():
     )
     assert recomputed < 0.5 * whole
     assert accumulated / 4 < 0.5 * whole  # of each of the four parts, which come one after the other
+
+
+def test_words_that_a_segment_is_told_in_hindsight_say_nothing_of_its_table():
+    observations = (ObservationSpec("objects", (2, 3), "float32"), ObservationSpec("told", (), "str", "text"))
+    statistics = {key: {"mean": [0.0] * size, "std": [1.0] * size} for key, size in (("objects", 6), ("told", 4))}
+    config, spec = make_config(relabel=0.5), replace(make_spec(1), observations=observations)
+    torch.manual_seed(0)
+    policy = build_policy(config, spec, statistics)
+    learner = QTransformerLearner(policy, config, UNIT, noise_of(policy))
+    seen = {"objects": torch.randn(4, 4, 2, 3), "told": torch.randn(4, 4, 4)}
+    for is_relabelled in ([False] * 4, [False, True, True, False], [True] * 4):
+        batch = to_torch(make_batch(4, num_dimensions=1, is_relabelled=np.array(is_relabelled)))
+        part = replace(batch, observations=seen)
+        loss, figures = learner._grounded(part, torch.tensor(1.0), {}, share=0.5)
+        rows = [row for row, is_other in enumerate(is_relabelled) if not is_other]
+        of_told = policy.model.encoder.grounding_loss({key: value[rows or [0]] for key, value in seen.items()})
+        assert of_told is not None  # 0 of one segment alone, which finds itself
+        assert figures["grounding"].item() == pytest.approx(0.5 * of_told.item(), rel=1e-5)
+        assert loss.item() == pytest.approx(1.0 + 0.1 * 0.5 * of_told.item(), rel=1e-5)
+        assert bool(rows) == (figures["grounding"].item() > 0)

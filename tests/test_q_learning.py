@@ -422,3 +422,19 @@ def test_images_are_changed_while_training_and_a_resumed_run_changes_them_alike(
         resumed.update(batch)
     assert_same_bits(everything(straight), everything(resumed))
     assert make_image_learner(plain).update(batches[0])["loss"] != make_image_learner().update(batches[0])["loss"]
+
+
+@pytest.mark.parametrize("regularizer", ["floor", "softmax"])
+def test_relabelled_segments_teach_what_fails_and_not_what_to_do(regularizer):
+    """The rest, and how much each step is imitated, is as if they were not there."""
+    learner = make_learner(make_config(LearningConfig(regularizer=regularizer), relabel=0.5))
+    told, other = make_batch(2), make_batch(2, seed=1)
+    relabelled = replace(other, is_relabelled=np.ones(2, bool))
+    alone, others, both = (loss_of(learner, to_torch(each))[1] for each in (told, other, concatenate(told, relabelled)))
+    shared = {"squared_error", "target", *(["conservative"] if regularizer == "floor" else [])}
+    for name in FIGURES - {"loss", "gradient_norm"}:
+        torch.testing.assert_close(both[name], (alone[name] + others[name]) / 2 if name in shared else alone[name])
+    loss, _ = loss_of(learner, to_torch(relabelled))
+    loss.backward()
+    assert not learner.policy.model.density_head.weight.grad.any()
+    assert learner.policy.model.q_head.weight.grad.any()

@@ -73,6 +73,15 @@ def test_success_is_told_with_intervals_and_verdicts(html):
     assert "Verdicts from the same episodes: a false one has a probability of at most 5%" in text
 
 
+def test_tasks_are_told_apart_where_the_environment_names_some(report):
+    """Ours fails at the last seed of one training: seeds 0 to 4 are of one task, 5 to 9 of another."""
+    told = replace(report, success=replace(report.success, tasks=(EVIL,) * 5 + ("push",) * 5))
+    text = Page(render(told, "", "")).text
+    assert "push590 % (19–100 %)0 % (0–43 %)100 % (57–100 %)" in text  # Wilson: 1.96² / (5 + 1.96²) = 0.43
+    assert f"{EVIL}5100 % (38–100 %)20 % (4–62 %)" in text
+    assert "taskepisodes" not in Page(render(report, "", "")).text
+
+
 def test_clips_are_inside_the_page(report):
     html = render(replace(report, clips={"ours": [Clip("seed 3: a success", b"picture")]}), "")
     (image,) = Page(html).found("img")

@@ -81,6 +81,7 @@ def draw_episode(data, spec, seed):
         truncations=ends & (not terminated),
         success=data.draw(st.sampled_from([None, True, False]), label="success"),
         seed=data.draw(st.sampled_from([None, 0, 2**63 - 1]), label="seed"),
+        goal=data.draw(st.sampled_from([None, "open the drawer"]), label="goal"),
         behaviour=data.draw(st.sampled_from([None, "noisy_replay", "nach Gefühl"]), label="behaviour"),
         has_final_observation=final,
     )
@@ -99,7 +100,7 @@ def assert_same(one, other, *, are_images_exact=True):
         found, expected = getattr(other, name), getattr(one, name)
         np.testing.assert_array_equal(found, expected)
         assert found.dtype == expected.dtype
-    for name in ("success", "seed", "behaviour", "has_final_observation"):
+    for name in ("success", "seed", "goal", "behaviour", "has_final_observation"):
         assert getattr(one, name) == getattr(other, name)
 
 

@@ -35,3 +35,4 @@ def test_fingerprint_depends_on_content_and_order_alone():
     assert fingerprint(replace(spec, control_hz=20.0), (first, second)) != base
     assert fingerprint(spec, (replace(first, rewards=first.rewards + 1), second)) != base
     assert fingerprint(spec, (replace(first, success=False), second)) != base
+    assert fingerprint(spec, (replace(first, goal="lift"), second)) != base

@@ -119,19 +119,23 @@ def test_held_out_episodes_are_of_tasks_that_name_an_object():
 
 
 def test_words_name_the_target_and_no_two_objects_are_alike():
-    env, instructions, numbers = TabletopEnv(list(TASKS)), set(), set()
+    env, instructions, numbers, goals = TabletopEnv(list(TASKS)), set(), set(), {}
     for seed in range(60):
         observation, info = env.reset(seed=seed)
         assert observation["instruction"] == env.instruction
         assert info["task"] == env.task.name
         named = [env.task.target.name, env.task.other.name][: env.task.num_named]
         assert all(name in env.instruction for name in named)
+        side = env.task.side if env.task.name == "knock_over" else ""
+        goals.setdefault((env.task.name, *named, side), set()).add(info["goal"])
         names = [item.name for item in env.scene.items]
         assert len(set(names)) == len(names)
         numbers.add(len(names))
         instructions.add(env.instruction)
     assert numbers == {2, 3, 4, 5}
     assert len(instructions) > 40
+    assert {len(each) for each in goals.values()} == {1}  # whatever the words
+    assert len(set.union(*goals.values())) == len(goals) < len(instructions)
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -11,9 +11,10 @@ import torch
 from learner_fixtures import PLAIN, UNIT, make_config, make_policy, noise_of
 
 from qtransformer.batch import Batch
-from qtransformer.config import PRESETS, LearningConfig
+from qtransformer.config import LearningConfig
 from qtransformer.normalization import ReturnScale
 from qtransformer.policy import GreedyPolicy
+from qtransformer.presets import PRESETS
 from qtransformer.q_learning import QTransformerLearner
 
 NUM_STATES, NUM_BINS, GAMMA = 5, 3, 0.8
@@ -58,6 +59,7 @@ def one_step_batch(observations: np.ndarray, tokens: np.ndarray, rewards: np.nda
         has_successor=np.ones_like(is_over)[:, None],
         monte_carlo_returns=rewards,
         is_success=rewards[:, 0] > 0,
+        is_relabelled=np.zeros(len(rewards), bool),
         is_valid=np.ones(rewards.shape, bool),
         frames=np.tile(np.arange(2), (len(rewards), 1)),
     )

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from bare_fixtures import passes_self_test
+from told_fixtures import COLOURS
 
 from qtransformer.cli import main
 from qtransformer.deploy.card import schema, schema_violations
 from qtransformer.deploy.controller import Controller, ControllerError
 from qtransformer.loading import load_run, open_policy
+from qtransformer_datasets.formats import open_dataset
 
 COLLECT = ["--env-id", "test/Told-v0", "--imports", "told_fixtures", "--num-workers", "1", "--episodes", "400"]
 NOISE = ["--noise-std", "0.3", "--random-action-probability", "0.3"]
@@ -56,6 +58,12 @@ def test_a_checkpoint_names_the_instructions_and_the_samples_hold_their_vectors(
     samples = loaded.samples().observations
     assert samples["instruction"].shape[2:] == (128,)
     assert set(np.unique(samples["objects"])) <= {-0.75, 0.0, 0.75, 1.0}
+
+
+def test_the_log_says_what_the_words_of_an_episode_mean(run):
+    episodes = open_dataset(run.parent / "log").episodes
+    assert {episode.goal for episode in episodes} == set(COLOURS)
+    assert all(str(episode.goal) in str(episode.instruction).split() for episode in episodes)
 
 
 def test_the_order_of_the_rows_says_little(run):

@@ -74,6 +74,7 @@ def test_shapes_and_types_of_the_contract(tmp_path):
         "has_successor": ((6, 3), "bool"),
         "monte_carlo_returns": ((6, 3), "float32"),
         "is_success": ((6,), "bool"),
+        "is_relabelled": ((6,), "bool"),
         "is_valid": ((6, 3), "bool"),
         "frames": ((6, 4), "int64"),
     }

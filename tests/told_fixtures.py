@@ -39,7 +39,7 @@ class ToldEnv(gymnasium.Env):
         words = ("touch the {} one", "the {} object now")[int(rng.integers(2))].format(told)
         state = rng.uniform(-1, 1, 1).astype(np.float32)
         self.shown = {"instruction": words, "objects": table.astype(np.float32), "state": state}
-        return self._observe(), {"success": False}
+        return self._observe(), {"success": False, "goal": told}
 
     def step(self, action):
         success = bool(abs(float(action[0]) - self.goal) < 0.3)

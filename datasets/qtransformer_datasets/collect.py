@@ -162,7 +162,8 @@ def run_episode(environment: gymnasium.Env, config: CollectConfig, index: int) -
     seed = config.seed + index
     kind = "noisy_expert" if config.mix is None else draw_kind(read_shares(config.mix), generator)
     play = Play(kind, environment, seed)
-    observation, _ = environment.reset(seed=seed)
+    observation, info = environment.reset(seed=seed)
+    goal = info.get("goal") if isinstance(info.get("goal"), str) else None  # elsewhere it may be a place to reach
     buffer = EpisodeBuffer(
         describe_environment(environment), observation, seed=seed, source=f"{config.env_id}:seed_{seed}"
     )
@@ -171,7 +172,7 @@ def run_episode(environment: gymnasium.Env, config: CollectConfig, index: int) -
         observation, reward, terminated, truncated, info = environment.step(action)
         buffer.step(action, observation, float(reward), terminated, truncated)
         success = info.get("success")
-    episode = buffer.episode(None if success is None else bool(success))
+    episode = replace(buffer.episode(None if success is None else bool(success)), goal=goal)
     return episode if config.mix is None else replace(episode, behaviour=play.kind)
 
 

@@ -84,8 +84,7 @@ def write_episode(group: h5py.Group, episode: Episode, index: int, images: Image
     group.attrs.update({"id": index, "total_steps": episode.num_steps})
     if episode.seed is not None:
         group.attrs["seed"] = episode.seed
-    if episode.behaviour is not None:
-        group.attrs["behaviour"] = episode.behaviour
+    group.attrs.update({name: text for name in ("goal", "behaviour") if (text := getattr(episode, name)) is not None})
     is_flat = set(episode.observations) == {FLAT_KEY}
     for key, rows in episode.observations.items():
         _write_rows(group, "observations" if is_flat else f"observations/{key}", rows, images)

@@ -49,8 +49,12 @@ def return_range(episodes: Sequence[Episode], discount: float) -> tuple[float, f
 
 def least_future(episodes: Sequence[Episode], discount: float) -> float:
     """Returns the worst that can follow a step: the least reward for ever, or nothing if that is worse."""
-    worst = min([*_nothing(episodes), *(float(each.rewards.min()) for each in episodes)])
-    return _for_ever(worst, episodes, discount)
+    return _for_ever(least_reward(episodes), episodes, discount)
+
+
+def least_reward(episodes: Sequence[Episode]) -> float:
+    """Returns the worst that a step can pay: the least reward of the log, or nothing if that is worse."""
+    return min([*_nothing(episodes), *(float(each.rewards.min()) for each in episodes)])
 
 
 def _nothing(episodes: Sequence[Episode]) -> list[float]:

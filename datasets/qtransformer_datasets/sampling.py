@@ -44,8 +44,7 @@ class StartSampler:
 
     def draw(self, number: int, size: int) -> np.ndarray:
         """Returns (size,) int64 starts: those of batch `number`, the same at every call."""
-        raw = np.random.Philox(key=np.array([self._seed, number], np.uint64)).random_raw(size)
-        uniform = (raw >> np.uint64(11)) * 2.0**-53  # numpy's uniform numbers, whose bits are stable by contract
+        uniform = uniform_numbers(self._seed, number, size)
         if self._are_alike:
             return np.minimum((uniform * self._num_steps).astype(np.int64), self._num_steps - 1)
         return self.at(uniform * self._total)
@@ -57,11 +56,17 @@ class StartSampler:
         return np.minimum(self._firsts[episodes] + steps.astype(np.int64), self._lasts[episodes])
 
 
+def uniform_numbers(seed: int, number: int, size: int, stream: int = 0) -> np.ndarray:
+    """Returns (size,) float64 in [0, 1) of batch `number`: the same at every call, others in each stream."""
+    generator = np.random.Philox(key=np.array([seed, number], np.uint64), counter=[0, 0, 0, stream])
+    return (generator.random_raw(size) >> np.uint64(11)) * 2.0**-53  # numpy's own, whose bits are stable by contract
+
+
 def step_weights(dataset: EpisodeDataset, balance: Balance) -> np.ndarray:
     """Returns (E,) float64, positive: how likely a step of each episode is to be drawn, against the others.
 
     steps     all steps alike
-    task      each instruction as often as any other; an episode belongs to the one of its first step
+    task      each task as often as any other; see `tasks`
     success   half of the starts from successful episodes, half from all others; all steps alike where only one kind is
     return    in proportion to the share of episodes that an episode's return beats (ties half): the best are drawn
               twice as often as the average, the worst almost never, whatever the unit of the reward
@@ -71,7 +76,7 @@ def step_weights(dataset: EpisodeDataset, balance: Balance) -> np.ndarray:
     """
     episodes = dataset.episodes
     if balance == "task":
-        return _equal_shares(episodes, _tasks(dataset))
+        return _equal_shares(episodes, tasks(dataset, "balance 'task'"))
     if balance == "success":
         if all(episode.success is None for episode in episodes):
             raise DatasetError(f"{dataset.path}: balance 'success' needs to know which episodes succeeded; use 'steps'")
@@ -81,12 +86,17 @@ def step_weights(dataset: EpisodeDataset, balance: Balance) -> np.ndarray:
     return np.ones(len(episodes))
 
 
-def _tasks(dataset: EpisodeDataset) -> list[str]:
-    tasks = [episode.instruction for episode in dataset.episodes]
-    if None in tasks:
-        source = dataset.episodes[tasks.index(None)].source
-        raise DatasetError(f"{source}: balance 'task' needs an instruction, got none; add one, or use 'steps'")
-    return [str(task) for task in tasks]
+def tasks(dataset: EpisodeDataset, asker: str) -> list[str]:
+    """Returns the task of each episode: its goal, or else the instruction of its first step.
+
+    Raises:
+        DatasetError: one has neither; the message says that `asker` needs it.
+    """
+    found = [episode.goal or episode.instruction for episode in dataset.episodes]
+    if None in found:
+        source = dataset.episodes[found.index(None)].source
+        raise DatasetError(f"{source}: {asker} needs an instruction, got none; add one, or leave that setting out")
+    return [str(task) for task in found]
 
 
 def _equal_shares(episodes: Sequence[Episode], groups: Sequence[str | bool]) -> np.ndarray:

@@ -48,6 +48,8 @@ class Episode:
     source: str = ""
     task: str | None = None
     """The instruction, where the text that held it was left out of the observations."""
+    goal: str | None = None
+    """What the instruction means, the same for all words that mean it; None where nobody said."""
     behaviour: str | None = None
     """What acted, in a word, as in "noisy_replay"; None where nobody said."""
     has_final_observation: bool = True
@@ -126,7 +128,7 @@ class EpisodeDataset:
 
 
 def fingerprint(spec: DatasetSpec, episodes: Iterable[Episode]) -> str:
-    """Returns the sha256 (hex) of the spec and of every array, in episode order.
+    """Returns the sha256 (hex) of the spec, of every array and of the goals, in episode order.
 
     Images that are compressed count by their compressed bytes, so that nothing is decoded.
     """
@@ -137,6 +139,8 @@ def fingerprint(spec: DatasetSpec, episodes: Iterable[Episode]) -> str:
             for data in _bytes_of(rows):
                 digest.update(data)
         digest.update(f"{episode.success}:{episode.has_final_observation}".encode())
+        if episode.goal is not None:  # what a batch holds may depend on it
+            digest.update(f":{episode.goal}".encode())
     return digest.hexdigest()
 
 

@@ -21,6 +21,7 @@ from qtransformer.batch import Balance, Batch
 
 from .frames import Rows, is_image
 from .image_rows import EncodedRows, MemoryRows, RowSource
+from .relabelling import Relabelling
 from .returns import monte_carlo_returns
 from .sampling import StartSampler, step_weights
 from .schema import DatasetError, Episode, EpisodeDataset
@@ -49,6 +50,8 @@ class LoadingOptions:
     """Whether the values of the states in which the segment's returns end are asked for; see `looked_at`."""
     encode_text: Callable[[str], np.ndarray] | None = None
     """Turns a text into a vector of numbers; without, texts come as numbers of `SegmentSampler.texts`."""
+    relabel: float = 0.0
+    """Share of the segments of a batch that are told another task's instruction, as its failures."""
 
 
 class SegmentSampler:
@@ -80,7 +83,7 @@ class SegmentSampler:
 
         Raises:
             DatasetError: an episode's arrays differ in length, there is no step at all, the log is too large for the
-                memory limit, or does not say what the balance goes by.
+                memory limit, does not say what the balance goes by, or has no other task to tell.
             ValueError: a setting is out of its range.
         """
         _check_settings(segment_length, batch_size, discount, options)
@@ -97,7 +100,10 @@ class SegmentSampler:
         self._episode_of_step = np.repeat(np.arange(len(lengths)), lengths)
         num_rows = lengths + [episode.has_final_observation for episode in dataset.episodes]
         self._last_rows = np.cumsum(num_rows) - 1  # of each episode: the observation that is repeated after its end
-        self._shifts = np.cumsum(num_rows) - num_rows - (self._ends - lengths)  # from step rows to observation rows
+        self._first_rows = np.cumsum(num_rows) - num_rows
+        self._shifts = self._first_rows - (self._ends - lengths)  # from step rows to observation rows
+        share = options.relabel
+        self._relabelling = Relabelling(dataset, share, discount, seed) if share else None
         self._copy(dataset, discount)
 
     @property
@@ -118,7 +124,14 @@ class SegmentSampler:
 
     def batch(self, number: int) -> Batch:
         """Returns batch `number`, counted from 0: the same at every call, in every process and thread."""
-        return self.segments(self._draw(number))
+        starts = self._draw(number)
+        batch = self.segments(starts)
+        if self._relabelling is None:
+            return batch
+        episodes = self._episode_of_step[starts]
+        donors = self._relabelling.donors(number, self.batch_size, self._first, episodes)
+        told = {key: self._observations[key].take(self._first_rows[donors]) for key in self.texts}
+        return self._relabelling.relabelled(batch, told, donors >= 0)
 
     def undivided(self) -> SegmentSampler:
         """Returns a sampler on the same memory that gives the shares of all ranks together."""
@@ -153,6 +166,7 @@ class SegmentSampler:
             },
             **{name: np.ascontiguousarray(steps[name]) for name in self._steps.dtype.fields or ()},
             is_success=self._successes[episodes],
+            is_relabelled=np.zeros(len(starts), bool),
             is_valid=is_valid,
             frames=frames,
         )
@@ -182,8 +196,12 @@ class SegmentSampler:
     def _draw(self, number: int) -> np.ndarray:
         """Returns the steps at which this rank's segments of batch `number` begin."""
         share = self.batch_size // self._options.world_size
-        first = self._options.rank * share
-        return self._starts.draw(number, self.batch_size)[first : first + share]
+        return self._starts.draw(number, self.batch_size)[self._first : self._first + share]
+
+    @property
+    def _first(self) -> int:
+        """Number of this rank's first segment in the whole batch."""
+        return self._options.rank * (self.batch_size // self._options.world_size)
 
     def _copy(self, dataset: EpisodeDataset, discount: float) -> None:
         episodes = dataset.episodes

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qtransformer.batch import DatasetSpec, ObservationSpec
-from qtransformer.config import PRESETS, RunError, TrainConfig
+from qtransformer.config import RunError, TrainConfig
 from qtransformer.deploy import controller
+from qtransformer.presets import PRESETS
 
 if TYPE_CHECKING:
     from qtransformer.policy import GreedyPolicy

@@ -10,6 +10,7 @@ every joint: therefore each step is checked before and after the network, and a 
 from __future__ import annotations
 
 import argparse
+import base64
 import copy
 import difflib
 import functools
@@ -105,9 +106,7 @@ class WordEncoder:
         Raises:
             ControllerError: it is not text, or has a word that the log never had: what the policy would do is chance.
         """
-        if not isinstance(text, str):
-            raise ControllerError(f"an instruction must be text, got {type(text).__name__}; give a str", "instruction")
-        if text not in self._vectors:
+        if _text(text) not in self._vectors:
             if len(self._vectors) == _NUM_KEPT:
                 self._vectors.clear()
             self._vectors[text] = self._encoded(text)
@@ -117,14 +116,42 @@ class WordEncoder:
         words = _words(text)
         unknown = [word for word in words if word not in self._words]
         if unknown:
-            nearest = difflib.get_close_matches(text, self.known, n=3, cutoff=0.0)
-            raise ControllerError(
-                f"instruction {text!r} has words that the log never had: {unknown}; the nearest that it had: {nearest}",
-                "instruction",
-            )
+            raise _unknown(text, f"has words that the log never had: {unknown}", self.known)
         parts = [*words, *(" ".join(pair) for pair in itertools.pairwise(words))]
         signs = [np.zeros(self.SIZE, np.float32), *(_signs(part, self.SIZE) for part in parts)]
         return np.array(np.sum(signs, axis=0) / max(1, len(parts)) ** 0.5, np.float32)
+
+
+class InstructionTable:
+    """The vectors that a language model gave to the instructions of the log; it is not here, so others have none."""
+
+    def __init__(self, known: Sequence[str], vectors: Sequence[str]) -> None:
+        """Takes of each instruction float32 numbers, little-endian, in base64."""
+        self.known, rows = tuple(known), [np.frombuffer(base64.b64decode(each), "<f4") for each in vectors]
+        self._rows = dict(zip(known, rows, strict=True))
+
+    def encode(self, text: Any) -> np.ndarray:
+        """Returns its vector, float32; raises ControllerError where it is not text, or none of these."""
+        if _text(text) not in self._rows:
+            raise _unknown(text, "is none that the policy was trained on", self.known)
+        return self._rows[text]
+
+
+def text_encoder(described: Mapping[str, Any]) -> WordEncoder | InstructionTable:
+    """Returns what encodes the instructions of the policy that a card or a checkpoint describes."""
+    known, language = described.get("instructions", ()), described.get("language")
+    return InstructionTable(known, language["vectors"]) if language else WordEncoder(known)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ControllerError(f"an instruction must be text, got {type(value).__name__}; give a str", "instruction")
+    return value
+
+
+def _unknown(text: str, what: str, known: Sequence[str]) -> ControllerError:
+    nearest = difflib.get_close_matches(text, known, n=3, cutoff=0.0)
+    return ControllerError(f"instruction {text!r} {what}; the nearest that it had: {nearest}", "instruction")
 
 
 def _words(text: str) -> list[str]:
@@ -216,8 +243,7 @@ class Controller:
             sent: the command (A,) that the robot obeys now; the first action's rate is limited against it.
 
         Raises:
-            ControllerError: the instruction has words that the log never had, the policy takes none, or `sent` is no
-                action. The controller is then as before.
+            ControllerError: the instruction is unknown, the policy takes none, or `sent` is none; all is as before.
         """
         if instruction is not None:
             if not self._texts:
@@ -288,7 +314,7 @@ class Controller:
         self._specs = {spec["name"]: spec for spec in card["observations"]}
         self._texts = [name for name, spec in self._specs.items() if spec["kind"] == "text"]
         self._ranges = {name: _ranges(spec) for name, spec in self._specs.items() if spec["kind"] not in _UNRANGED}
-        self._text_encoder = WordEncoder(card.get("instructions", ()))
+        self._text_encoder = text_encoder(card)
         self._state, self._num_refused = INIT, 0
         self._stepped_at: float | None = None
         self._taken_at: dict[str, float] = {}

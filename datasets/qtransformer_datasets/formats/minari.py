@@ -140,7 +140,8 @@ def _read_episode(group: h5py.Group | h5py.Dataset) -> _Read:
         success=flag,
         seed=_read_seed(group),
         source=place(group),
-        behaviour=_read_behaviour(group),
+        goal=_read_text(group, "goal"),
+        behaviour=_read_text(group, "behaviour"),
         has_final_observation=any(len(rows) != len(actions) for rows in observations.values()),
     )
     return _Read(episode, flag is not None, names)
@@ -157,9 +158,9 @@ def _read_seed(group: h5py.Group) -> int | None:
     return int(seed) if isinstance(seed, int | np.integer) else None
 
 
-def _read_behaviour(group: h5py.Group) -> str | None:
-    behaviour = read_attribute(group, "behaviour")
-    return behaviour if isinstance(behaviour, str) else None
+def _read_text(group: h5py.Group, name: str) -> str | None:
+    text = read_attribute(group, name)
+    return text if isinstance(text, str) else None
 
 
 def _guess_success(episode: Episode) -> Episode:

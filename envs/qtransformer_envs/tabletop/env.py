@@ -52,8 +52,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray], EzPickle):
     episode, and only then is there a reward, 1 if the task is done at that moment. Without it success ends the episode.
     Finite values outside are clipped; NaN and infinity raise.
 
-    `info` holds `success`, `task`, its name, and `target`: the row of `objects` that shows what the words mean, the
-    drawer's where they name no object. An observation does not tell it.
+    `info` holds `success`, `task`, its name, `goal`, the same words for all that mean the same, and `target`: the row
+    of `objects` that shows what the words mean, the drawer's where they name no object. No observation tells that.
 
     Args:
         tasks: names of tasks; each episode draws one.
@@ -199,7 +199,8 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray], EzPickle):
 
     def _info(self) -> dict[str, Any]:
         target = self._rows.of(self.task.target) if self.task.num_named else self._rows.drawer
-        return {"success": self.task.is_success(), "task": self.task.name, "target": target}
+        goal = self.task.say(self.task.templates[0])
+        return {"success": self.task.is_success(), "task": self.task.name, "goal": goal, "target": target}
 
     def _observe(self) -> dict[str, Any]:
         return {name: self._observation(name) for name in self._names}

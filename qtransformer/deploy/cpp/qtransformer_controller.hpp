@@ -68,11 +68,12 @@ public:
           card_(bundle.card()),
           network_(bundle, onnxruntime),
           limiter_(card_),
-          encoder_(instructions(card_)) {
+          encoder_(card_) {
         for (const auto& spec : card_.at("observations").items()) sensors_.emplace_back(spec, network_);
         for (const auto& sensor : sensors_) {
-            if (sensor.is_text && (sensor.input.count != WordEncoder::size || sensor.input.dtype != Dtype::float32))
-                throw ControllerError("policy.json: input " + sensor.name + " must be 128 float32 numbers");
+            if (sensor.is_text && (sensor.input.count != encoder_.size() || sensor.input.dtype != Dtype::float32))
+                throw ControllerError("policy.json: input " + sensor.name + " must be " +
+                                      std::to_string(encoder_.size()) + " float32 numbers");
             has_text_ |= sensor.is_text;
         }
         if (network_.output("actions").count != limiter_.size)
@@ -102,9 +103,9 @@ public:
     ///
     /// `instruction` is what the text observation says where a step's observation has none; `sent` is the command that
     /// the robot obeys now: the first action's rate is limited against it. Throws ControllerError where the instruction
-    /// has words that the log never had, the policy takes none, or `sent` is no action; all is then as before.
+    /// is unknown, the policy takes none, or `sent` is no action; all is then as before.
     void reset(std::optional<std::string_view> instruction = {}, const std::vector<float>* sent = nullptr) {
-        std::vector<float> vector(WordEncoder::size);
+        std::vector<float> vector(encoder_.size());
         if (instruction) {
             if (!has_text_) throw ControllerError("instruction: this policy has no text observation; leave it out");
             const std::string problem = encoder_.encode(*instruction, vector.data());
@@ -156,13 +157,6 @@ public:
 
 private:
     static constexpr double infinity = std::numeric_limits<double>::infinity();
-
-    static std::vector<std::string> instructions(const Json& card) {
-        std::vector<std::string> found;
-        if (const Json* known = card.find("instructions"))
-            for (const auto& each : known->items()) found.push_back(each.text());
-        return found;
-    }
 
     void counted(Counter counter) { ++counters_[static_cast<std::size_t>(counter)]; }
 
