@@ -7,8 +7,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 WORKERS := 2
-# One thread a process: two test processes on two cores do not fight.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# One thread a process: two test processes on two cores do not fight. Files go out in the order of tests/conftest.py.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 RENDERING_PACKAGES := libegl1 libgl1 libgl1-mesa-dri libegl-mesa0
 BROWSER_PACKAGES := chromium chromium-driver
 
@@ -31,7 +31,7 @@ demo: setup rendering  ## train, evaluate and export a small policy; the results
 # torch.export fails under the run-time shape checks, so the tests marked `export` run without them, in a second call.
 test: setup browser  ## run all tests, the slow ones too
 	$(PYTEST) -m "not export"
-	JAXTYPING_DISABLE=1 $(PYTEST) -m export
+	JAXTYPING_DISABLE=1 $(PYTEST) -m export $$(grep -l mark.export tests/test_*.py)
 
 check: setup  ## lint, formatting, types
 	$(BIN)/ruff check

@@ -114,7 +114,7 @@ def make_logs(folder: Path, num_episodes: int) -> tuple[Path, Path]:
         folder.mkdir(parents=True, exist_ok=True)
         size = ("--episodes", str(num_episodes), "--num-workers", "1")
         cells.call(
-            (*CLI, "collect", "--env-id", ENVIRONMENT, "--imports", MODULE, *size, "--out", log, "--append"), folder
+            (*CLI, "collect", "--env-id", ENVIRONMENT, "--import", MODULE, *size, "--out", log, "--append"), folder
         )
         shutil.rmtree(unfinished, ignore_errors=True)
         dataset = open_dataset(log)

@@ -6,6 +6,7 @@ inside the functions, so that evaluating a bundle never loads torch and `--help`
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ _DESCRIPTION = (
     "collect or inspect a log, train on it, evaluate in simulation, export to a robot controller."
 )
 _TRAIN = "Train a policy on a log."
+_CLOSED_PIPE = 128 + 13  # what a process that SIGPIPE ended exits with
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,23 @@ class Demo:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns 0, 2 after a user's mistake, 130 after Ctrl-C and 143 after SIGTERM."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Runs one command; returns 0, 2 after a user's mistake, 130 after Ctrl-C and 143 after SIGTERM.
+
+    Raises:
+        SystemExit: after `--help`, with 0; where the words are no command, with 2; where nobody reads what is printed
+            any more, as after `| head -1`, with 141.
+    """
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # rich was printing, and calls it a failure
+            raise SystemExit(_CLOSED_PIPE) from None
+        raise
+    finally:
+        _flush()
+
+
+def _run(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else ""
     choose_renderer()  # before any environment that draws what is seen is made, here or in a worker
     try:
@@ -149,6 +166,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"qtransformer {name}: interrupted; what was finished is kept", file=sys.stderr)
         return 130
     return 0
+
+
+def _flush() -> None:
+    """Ends silently where nobody reads standard output any more; Python would find out at exit, and tell."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(_CLOSED_PIPE) from None
 
 
 def _commands(arguments: Sequence[str]) -> Any:

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from math import log2
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from qtransformer.batch import Balance, ReadOptions, tuples
 
@@ -239,7 +241,7 @@ class FollowConfig:
     """Updates between two evaluations in the log's environment; the best policy is kept in RUN/best. 0 for none."""
     evaluate_episodes: int = 20
     """Episodes of each, always those of the same seeds, from 1,000,000 on: other ones than `evaluate` begins with."""
-    imports: tuple[str, ...] = ("qtransformer_envs",)
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
     """Modules that register the environment's id."""
     tensorboard: bool = False
     """Write metrics for TensorBoard, too, into RUN/tensorboard."""

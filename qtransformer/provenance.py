@@ -27,6 +27,7 @@ _MOST_BYTES = 2**20  # of a diff
 _MOST_NAMES = 50  # of files that git does not know
 
 
+@cache  # reading them takes longer than writing a small checkpoint
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that a result depends on."""
     packages = ("qtransformer", "torch", "numpy", "gymnasium", "mujoco", "h5py")

@@ -59,24 +59,28 @@ def claimed(run: Path) -> Iterator[None]:
 
 
 def can_resume(config: TrainConfig) -> bool:
-    """Returns whether the folder holds a checkpoint to go on from; without, the run begins.
+    """Returns whether the folder, which this process must have claimed, holds a checkpoint to go on from.
+
+    Without, the run begins. What a killed process left half-written is removed.
 
     Raises:
         RunError: the folder holds a run and --resume was not given, a run of other settings, or something else.
     """
-    written = config.out / "config.json"
-    if config.resume and written.exists():
+    torn = leftovers(config.out)
+    is_begun = config.resume and (config.out / "config.json").exists()
+    if is_begun:
         before, now = read_settings(config.out).to_json(), config.to_json()
         changed = sorted(key for key in now if before[key] != now[key] and key not in _MAY_DIFFER)
         if changed:
             raise RunError(
                 f"--resume {config.out}: settings differ from the run's ({', '.join(changed)}); use the same"
             )
-        return bool(checkpoint_folders(config.out))
-    ours = {config.out / _LOCK, *leftovers(config.out)}  # of a run that was killed before its first file
-    if not set(config.out.iterdir()) <= ours:
+    elif not set(config.out.iterdir()) <= {config.out / _LOCK, *torn}:  # of a run that was killed before its first file
         raise RunError(f"--out {config.out}: already holds something; choose another folder, or --resume a run")
-    return False
+    with keeping(config.out):
+        for path in torn:
+            path.unlink()
+    return is_begun and bool(checkpoint_folders(config.out))
 
 
 def read_settings(run: Path) -> TrainConfig:

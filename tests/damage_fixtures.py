@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from task_fixtures import write_tasks
@@ -45,16 +46,17 @@ def damage(data: bytes, chance: random.Random) -> bytes:
     return bytes(damaged)
 
 
-def inspect(path: Path, results) -> None:
-    """Runs the command; sends its exit code, its words and the megabytes that it took."""
-    signal.alarm(SECONDS)
+def inspect(paths: Sequence[Path], results) -> None:
+    """Runs the command on each; sends its exit code, its words and the megabytes that this process has grown by."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            code = main(["inspect", str(path)])
-        except Exception as error:
-            code, out = 99, io.StringIO(repr(error))
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
-    results.send((code, out.getvalue()[-300:], err.getvalue(), grown))
+    for path in paths:
+        signal.alarm(SECONDS)
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = main(["inspect", str(path)])
+            except Exception as error:
+                code, out = 99, io.StringIO(repr(error))
+        grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024
+        results.send((code, out.getvalue()[-300:], err.getvalue(), grown))

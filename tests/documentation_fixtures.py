@@ -6,7 +6,7 @@
     ```python no-run: reason    compiled, imports looked up    ```cpp      compiled by test_cpp_example.py
 
 A python block whose first line is `# name.py` is a file that the commands after it import. A command whose comment says
-`exit code 2` must end with it.
+`exit code 2` must end with it. In the text, a command between backticks may be cut short: what it names is looked up.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from qtransformer import cli, diary
 
 ROOT = Path(__file__).resolve().parents[1]
 LANGUAGES = {"bash", "python", "text", "json", "cpp"}
+COMMANDS = set(re.findall(r'subcommand\("([\w-]+)"', Path(cli.__file__).read_text()))
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # What the run of a block changes, so that all pages take less than 100 s: these flags are added or replaced, ...
 SMALL = {
@@ -53,6 +55,8 @@ NUM_SAMPLES = 16  # logged windows that training keeps, on which export checks p
 SMALLER = {"--evaluate-every": "2", "--evaluate-episodes": "1", "--video-episodes": "1", "--checkpoint-every": "2"}
 _FENCE = re.compile(r"^(?P<indent> *)```(?P<info>.*)\n(?P<text>(?:.*\n)*?)(?P=indent)```$", re.MULTILINE)
 _INFO = re.compile(r"(?P<language>\w+)(?: (?P<mark>no-run: .+|output))?")
+_INLINE = re.compile(r"(?<!`)`([^`]*[^`\s][^`]*)`(?!`)")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 _FILE = re.compile(r"# (\w+\.py)\n")
 _SERVED = "8000"  # the port that pages name
 _EXPORTED: dict[tuple[str, ...], Path] = {}  # bundles by the command that made them, for pages that begin with the same
@@ -132,6 +136,40 @@ def commands_of(block: Block) -> Iterator[Command]:
         words = shlex.split(line, comments=True)
         if words:
             yield Command(words, line.partition(" #")[2], f"{block.where}: {line.strip()}")
+
+
+def inline_commands(page: Path) -> Iterator[Command]:
+    """Yields what stands between backticks in the text of a page and is a command for sure."""
+    for span in _INLINE.findall(_FENCE.sub("", page.read_text())):
+        words = span.split()
+        name, has_flags = words[0], any(map(_FLAG.match, words[1:2]))
+        is_ours = (ROOT / "benchmarks" / name).is_file() and has_flags
+        if name in COMMANDS and has_flags:
+            words = ["qtransformer", *words]
+        elif is_ours or re.fullmatch(r"benchmarks/\w+\.py", name):
+            words = ["python", f"benchmarks/{Path(name).name}", *words[1:]]
+        if words[0] in ("qtransformer", "python", "make") and words[1:]:
+            yield Command(words, "", f"{page.name}: `{' '.join(span.split())}`")
+
+
+def look_at_inline(command: Command) -> None:
+    """Asserts of a command that may be cut short that its program and the flags that it shows exist."""
+    arguments = command.arguments
+    if arguments is None:
+        look_at(command)
+        return
+    assert arguments[0] in COMMANDS, f"{command.where}: the commands are {sorted(COMMANDS)}"
+    unknown = set(_FLAG.findall(" ".join(arguments))) - flags_of(arguments[0])
+    assert not unknown, f"{command.where}: {arguments[0]} knows no {sorted(unknown)}"
+
+
+@cache
+def flags_of(name: str) -> set[str]:
+    """Returns the flags of a command, as its `--help` shows them."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        cli.main([name, "--help"])
+    return set(_FLAG.findall(said.getvalue()))
 
 
 def parse(command: Command) -> Any:

@@ -26,5 +26,5 @@ def run_command(out, reports):
 
     Recorder.record, Recorder.close = reporting_record, reporting_close
     reports.send(STARTED)
-    changes = ["--env-id", POINT_ID, "--imports", "dataset_fixtures", "--episodes", str(EPISODES), "--num-workers", "1"]
+    changes = ["--env-id", POINT_ID, "--import", "dataset_fixtures", "--episodes", str(EPISODES), "--num-workers", "1"]
     raise SystemExit(main(["collect", "--out", str(out), *changes]))

@@ -141,11 +141,11 @@ def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in tensors.items()}
 
 
-def write_log(path: Path, episodes: Sequence[Episode] | None = None) -> Path:
+def write_log(path: Path, episodes: Sequence[Episode] | None = None, spec: DatasetSpec | None = None) -> Path:
     """Records the episodes, or some of its own; returns the folder."""
     lengths = [(5, True), (7, False), (3, True), (9, False)]
     own = [make_episode(length, seed=seed, success=success) for seed, (length, success) in enumerate(lengths)]
-    with Recorder(path, dataset_fixtures.make_spec()) as recorder:
+    with Recorder(path, spec or dataset_fixtures.make_spec()) as recorder:
         for episode in episodes or own:
             recorder.record(episode)
     return path

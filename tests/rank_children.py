@@ -23,9 +23,9 @@ def as_rank(rank, world_size, port, function, *arguments):
     function(rank, *arguments)
 
 
-def train(rank, log, out, said, changes, most_bytes):
-    """Runs the training command."""
-    training_children.train(log, out, said, changes, most_bytes)
+def train(rank, log, out, said, changes, reports):
+    """Runs the training command; rank 0, which alone writes, reports."""
+    training_children.train(log, out, said, changes, reports=None if rank else reports)
 
 
 def train_spoilt(rank, *arguments):

@@ -20,7 +20,7 @@ import qtransformer
 from qtransformer.cli import main
 from qtransformer_datasets.recorder import Recorder
 
-COLLECT = ["--env-id", POINT_ID, "--imports", "dataset_fixtures", "--num-workers", "1"]
+COLLECT = ["--env-id", POINT_ID, "--import", "dataset_fixtures", "--num-workers", "1"]
 TINY = ["--steps", "4", "--batch-size", "4", "--log-every", "2", "--checkpoint-every", "2"]
 TINY += ["--num-bins", "4", "--width", "16"]
 
@@ -135,9 +135,9 @@ def test_an_interrupt_says_so(log, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("command", "flags"),
     [
-        ("collect", ["--out", "--env-id", "--episodes", "--seed", "--num-workers", "--noise-std", "--imports"]),
+        ("collect", ["--out", "--env-id", "--episodes", "--seed", "--num-workers", "--noise-std", "--import"]),
         ("inspect", ["--json", "PATH"]),
-        ("train", ["--dataset", "--out", "--preset", "--resume", "--num-bins", "--window", "--discount", "--backup"]),
+        ("train", ["--dataset", "--out", "--preset", "--resume", "--num-bins", "--window", "--discount", "--import"]),
         ("evaluate", ["--episodes", "--num-envs", "--seed", "--import", "--env-id", "--json"]),
         ("export", ["--out", "PATH"]),
         ("demo", ["--out", "--quick"]),
@@ -157,6 +157,19 @@ def test_help_lists_the_commands(capsys):
     assert exit_.value.code == 0
     text = capsys.readouterr().out
     assert [each for each in ("collect", "inspect", "train", "evaluate", "export", "demo") if each not in text] == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["collect", "--help"], ["inspect"], ["inspect", "--json"]])
+def test_a_reader_that_goes_away_ends_it_silently(arguments, log, monkeypatch, capsys):
+    """As after `qtransformer --help | head -1`; `inspect` prints through rich, which has a rule of its own."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "stdout", os.fdopen(writing, "w"))
+    with pytest.raises(SystemExit) as exit_:
+        main(say(*arguments, *([log] if arguments[0] == "inspect" else [])))
+    assert exit_.value.code == 141
+    sys.stdout.close()  # nothing is left that could not be written
+    assert capsys.readouterr().err == ""
 
 
 # --- mistakes -----------------------------------------------------------------------------------------------------
@@ -235,8 +248,8 @@ def test_collect_mistakes(tmp_path, capsys):
     out = tmp_path / "log"
     message = fail(capsys, "collect", "--out", out, "--env-id", "test/Nothing-v0", "--num-workers", 1)
     assert "env_id (test/Nothing-v0) must be a registered environment" in message
-    message = fail(capsys, "collect", "--out", out, *COLLECT[:2], "--imports", "no_such_module")
-    assert "imports (no_such_module) must be an importable module" in message
+    message = fail(capsys, "collect", "--out", out, *COLLECT[:2], "--import", "no_such_module")
+    assert "--import (no_such_module) must be an importable module" in message
     assert "episodes (0) must be at least 1" in fail(capsys, "collect", "--out", out, *COLLECT, "--episodes", 0)
     assert not out.exists()
 

@@ -1,17 +1,24 @@
 """Collecting: one dataset for any number of workers, logged actions are executed ones, errors that help."""
 
+import os
+import re
+import signal
+import threading
+from multiprocessing.pool import ThreadPool
+
 import gymnasium
 import numpy as np
 import pytest
-from dataset_fixtures import POINT_ID, SILENT_ID, PointEnv
+from dataset_fixtures import POINT_ID, SILENT_ID, PointEnv, make_episode
 from mistake_fixtures import SHELF_ID
 
+from qtransformer.signals import Stopped, stop_wish
 from qtransformer_datasets import collect as collect_module
 from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.environment import describe_environment
 from qtransformer_datasets.formats import open_dataset
 from qtransformer_datasets.mix import SHARES
-from qtransformer_datasets.schema import DatasetError
+from qtransformer_datasets.schema import DatasetError, Episode
 
 
 def make_config(**changes):
@@ -141,18 +148,51 @@ def test_names_are_derived_where_the_environment_has_none():
     assert (spec.actions.low, spec.actions.elements, spec.control_hz) == ((-2.0,), ("action[0]",), 30.0)
 
 
-def test_an_interrupt_keeps_the_finished_episodes(tmp_path, monkeypatch):
-    run_episode = collect_module.run_episode
+@pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
+def test_a_signal_closes_the_log_and_says_how_to_go_on(tmp_path, monkeypatch, number, name):
+    whole, run_episode = collect(make_config(), tmp_path / "whole"), collect_module.run_episode
 
     def interrupted(environment, config, index):
         if index == 3:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), number)
         return run_episode(environment, config, index)
 
-    monkeypatch.setattr(collect_module, "run_episode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        collect(make_config(), tmp_path / "run")
-    assert open_dataset(tmp_path / "run").num_episodes == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(collect_module, "run_episode", interrupted)
+        said = f"{name}: 4 of 6 episodes are saved in {tmp_path / 'run'}; go on with the same command and --append"
+        with pytest.raises(Stopped, match=re.escape(said)):
+            collect(make_config(), tmp_path / "run")
+    assert sorted(each.name for each in (tmp_path / "run/data").iterdir()) == ["main_data.hdf5", "metadata.json"]
+    assert open_dataset(tmp_path / "run").num_episodes == 4
+    assert collect(make_config(append=True), tmp_path / "run").fingerprint == whole.fingerprint
+
+
+def test_a_signal_after_the_last_episode_is_no_reason_to_go_on(tmp_path, monkeypatch):
+    close = collect_module.Recorder.close
+
+    def interrupted(recorder):
+        os.kill(os.getpid(), signal.SIGTERM)
+        close(recorder)
+
+    monkeypatch.setattr(collect_module.Recorder, "close", interrupted)
+    assert collect(make_config(), tmp_path / "run").num_episodes == 6
+
+
+def test_a_signal_that_ended_the_workers_too_is_heard():
+    """The workers' episodes never come then; here, the second one does not."""
+    never, first = threading.Event(), make_episode()
+
+    def play(index: int) -> Episode:
+        if index:
+            never.wait()
+        return first
+
+    with stop_wish() as wish, ThreadPool(1) as pool:
+        episodes = collect_module._received(pool.imap(play, [0, 1]), wish)
+        assert next(episodes) is first
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        assert list(episodes) == []
+        never.set()
 
 
 def test_a_recording_that_broke_off_goes_on_to_the_same_dataset(tmp_path, capsys):
@@ -185,9 +225,9 @@ def test_plain_progress_lines_off_a_terminal(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"env_id": "test/Nothing-v0"}, r"env_id \(test/Nothing-v0\) must be a registered environment .*in imports"),
+        ({"env_id": "test/Nothing-v0"}, r"env_id \(test/Nothing-v0\) must be a registered environment .*with --import"),
         ({"env_id": SILENT_ID}, r"must have make_expert\(seed\) -> object with reset\(\) and act\(\)"),
-        ({"imports": ("no_such_module",)}, r"imports \(no_such_module\) must be an importable module"),
+        ({"imports": ("no_such_module",)}, r"--import \(no_such_module\) must be an importable module"),
         ({"env_kwargs": "[1]"}, r"env_kwargs \(\[1\]\) must be a JSON object, as in '\{\"image_size\": 64\}'"),
         ({"env_kwargs": "size=3"}, r"env_kwargs \(size=3\) must be a JSON object"),
         (

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from qtransformer.cli import main
 from qtransformer.config import RunError
 from qtransformer.demo import demo
 
@@ -65,12 +66,11 @@ def test_bundle_is_evaluated_without_torch(folder):
 
 
 @pytest.mark.parametrize("name", ["ours", "policy"])
-def test_evaluation_does_not_depend_on_the_number_of_environments(folder, name):
+def test_evaluation_does_not_depend_on_the_number_of_environments(folder, name, capsys):
     outcomes = []
     for num_envs in ("1", "3"):
-        command = [sys.executable, "-m", "qtransformer.cli", "evaluate", str(folder / name), "--episodes", "3"]
-        done = subprocess.run([*command, "--num-envs", num_envs, "--json"], capture_output=True, text=True, check=True)
-        outcomes.append(json.loads(done.stdout)["outcomes"])
+        assert main(["evaluate", str(folder / name), "--episodes", "3", "--num-envs", num_envs, "--json"]) == 0
+        outcomes.append(json.loads(capsys.readouterr().out)["outcomes"])
     assert outcomes[0] == outcomes[1]
 
 

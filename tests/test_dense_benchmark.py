@@ -118,7 +118,7 @@ def test_an_interrupted_copy_is_made_again(log: Path, tmp_path: Path, monkeypatc
     asked: list[tuple] = []
     monkeypatch.setattr(cells, "call", lambda command, folder: asked.append(command))
     log_path, copy = dense.make_logs(tmp_path, 2)
-    assert asked[0][3:8] == ("collect", "--env-id", "dense/HalfCheetah-v5", "--imports", "dense_cheetah")
+    assert asked[0][3:8] == ("collect", "--env-id", "dense/HalfCheetah-v5", "--import", "dense_cheetah")
     assert asked[0][-3:] == ("--out", log_path, "--append")
     assert open_dataset(copy).episodes[1].rewards[3] == pytest.approx(open_dataset(log).episodes[1].rewards[3] - 5)
     dense.make_logs(tmp_path, 2)

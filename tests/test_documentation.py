@@ -10,27 +10,28 @@ same command is copied. The pages run without shape checks, since they export.
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
-import io
 import re
 from functools import cache
 from pathlib import Path
 
 import pytest
 from documentation_fixtures import (
+    COMMANDS,
     ROOT,
     Command,
     PageRun,
     blocks_of,
     commands_of,
+    flags_of,
     indented_blocks,
+    inline_commands,
     look_at,
+    look_at_inline,
     parse,
     shrunk,
 )
 
-from qtransformer.cli import main
 from qtransformer.deploy.controller import FAULTS
 from qtransformer_datasets.finding import CODES
 
@@ -61,6 +62,13 @@ def test_every_block_says_what_it_is_and_what_it_names_exists(page: Path):
         elif block.language == "python":
             compile(block.text, block.where, "exec")
     assert indented_blocks(page) == [], "code without a fence is shown and never checked; fence it"
+
+
+def test_commands_in_the_text_name_what_exists():
+    found = [command for page in (*PAGES, ROOT / "CONTRIBUTING.md") for command in inline_commands(page)]
+    assert len(found) > 40
+    for command in found:
+        look_at_inline(command)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -163,19 +171,9 @@ def test_a_name_that_is_not_there_does_not_resolve():
 def test_flags_in_the_text_exist(page: str):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     flags = {flag for code in re.findall(r"`([^`\n]+)`", text) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code)}
-    known = known_flags() | {"--self-test"}
+    known = {"--self-test"}.union(*map(flags_of, COMMANDS))
     assert flags
     assert flags - known == set()
-
-
-def known_flags() -> set[str]:
-    """Returns every flag of every command, as `--help` shows them."""
-    said = io.StringIO()
-    commands = re.findall(r'subcommand\("([\w-]+)"', (ROOT / "qtransformer" / "cli.py").read_text())
-    for command in commands:
-        with contextlib.redirect_stdout(said), pytest.raises(SystemExit):
-            main([command, "--help"])
-    return set(re.findall(r"--[a-z][\w-]*", said.getvalue()))
 
 
 def test_values_of_flags_in_the_glossary_parse():
@@ -242,6 +240,29 @@ def test_commands_that_do_not_exist(tmp_path: Path, line: str, message: str):
     (command,) = commands_of(block)
     with pytest.raises(AssertionError, match=re.escape(message)):
         look_at(command)
+
+
+@pytest.mark.parametrize(
+    ("span", "message"),
+    [
+        ("qtransformer flatten LOG", "the commands are ['collect', "),
+        ("qtransformer train --dataset LOG --steeps\n3", "train knows no ['--steeps']"),
+        ("evaluate [--json] --steps 3", None),  # of some other program, for all we know
+        ("evaluate --json --steps 3", "evaluate knows no ['--steps']"),
+        ("python train.py --nothing", "train knows no ['--nothing']"),
+        ("latency.py --nothing", "latency.py knows no --nothing"),
+        ("benchmarks/nothing.py", "there is no benchmarks/nothing.py"),
+        ("make tea", "the Makefile has"),
+        ("export the run --now", None),
+        ("make", None),
+    ],
+)
+def test_commands_in_the_text_that_do_not_exist(tmp_path: Path, span: str, message: str | None):
+    found = list(inline_commands(page_of(tmp_path, f"Say `{span}`, or ``x`` `` ` ``.\n```bash\nls `date`\n```\n")))
+    assert len(found) == (message is not None)
+    if message is not None:
+        with pytest.raises(AssertionError, match=re.escape(message)):
+            look_at_inline(found[0])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from PIL import Image
 from qtransformer.cli import main
 from qtransformer_datasets.formats import open_dataset
 
-COLLECT = ["--env-id", "test/Point-v0", "--imports", "dataset_fixtures", "--num-workers", "1", "--noise-std", "0.3"]
+COLLECT = ["--env-id", "test/Point-v0", "--import", "dataset_fixtures", "--num-workers", "1", "--noise-std", "0.3"]
 TINY = ["--steps", "30", "--batch-size", "8", "--log-every", "30", "--num-bins", "5", "--width", "16"]
 EPISODES = ("--episodes", 7, "--seed", 3, "--import", "evaluation_fixtures")
 PASSING = (*EPISODES, "--env-id", "test/Passing-v0")

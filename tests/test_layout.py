@@ -31,11 +31,11 @@ PACKAGES = {  # import name -> source root
 FOLDERS = {"qtransformer", "envs", "datasets", "tests", "benchmarks", "docs"}
 
 # Inside qtransformer a module imports only what stands before it. Siblings inside encoders/ and deploy/ are free.
-ORDER = ["batch", "files", "page", "config", "presets", "console", "ranks"]
+ORDER = ["batch", "files", "page", "signals", "config", "presets", "console", "ranks"]
 ORDER += ["tokens", "token_report", "normalization", "encoders"]
 ORDER += ["hl_gauss", "blocks", "model", "backup", "losses", "policy", "augmentation"]
 ORDER += ["learner", "q_learning", "baselines"]
-ORDER += ["bad_batches", "signals", "provenance", "checkpoint", "checkpoint_writer", "run_folder", "guard"]
+ORDER += ["bad_batches", "provenance", "checkpoint", "checkpoint_writer", "run_folder", "guard"]
 ORDER += ["vectorization", "outcomes", "rollout", "video", "evaluation", "comparison", "comparison_pairs"]
 ORDER += ["compare_report", "deploy", "language", "serve", "loading"]
 ORDER += ["predictions", "calibration", "alarms", "training_log", "compare_sources", "explain_log", "explain"]
@@ -77,8 +77,8 @@ FORBIDDEN = {
         "gymnasium": {"behaviours", "collect", "environment", "mix", "record_episodes"},
     },
 }
-SHARED = ("batch", "files", "page")  # what datasets may import of qtransformer
-STDLIB_ONLY = {"qtransformer.files", "qtransformer.page"}  # beside our own that stand before them
+SHARED = ("batch", "files", "page", "signals")  # what datasets may import of qtransformer
+STDLIB_ONLY = {"qtransformer.files", "qtransformer.page", "qtransformer.signals"}  # and ours before them
 TRAVELLING = {"qtransformer.deploy.controller", "qtransformer.deploy.self_test"}
 CONTROLLER_MAY_IMPORT = sys.stdlib_module_names | {"numpy", "onnxruntime"}
 
@@ -242,6 +242,7 @@ def test_imports_follow_the_architecture():
         ("datasets/qtransformer_datasets/windows.py", "from qtransformer.config import X", "only batch, files, page"),
         ("datasets/qtransformer_datasets/windows.py", "import qtransformer", "only batch, files, page"),
         ("datasets/qtransformer_datasets/check.py", "from qtransformer import report", "only batch, files, page"),
+        ("qtransformer/signals.py", "import torch", "needs the standard library alone"),
         ("qtransformer/page.py", "import numpy as np", "needs the standard library alone"),
         ("qtransformer/files.py", "from qtransformer.page import write", "page stands not before files"),
     ],

@@ -32,7 +32,7 @@ def tasks(tmp_path_factory):
     ],
 )
 def test_collect_records_a_mix_and_inspect_shows_it(tmp_path, capsys, mix, kinds):
-    shelf = ("--env-id", SHELF_ID, "--imports", "mistake_fixtures", "--episodes", 30, "--num-workers", 1)
+    shelf = ("--env-id", SHELF_ID, "--import", "mistake_fixtures", "--episodes", 30, "--num-workers", 1)
     assert say("collect", "--out", tmp_path / "log", *shelf, "--mix", *mix) == 0
     assert "what acted" in capsys.readouterr().out
     assert say("inspect", tmp_path / "log", "--json", "--import", "mistake_fixtures") == 0

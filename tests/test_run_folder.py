@@ -89,9 +89,16 @@ def test_what_a_killed_start_left_is_no_obstacle(tmp_path):
     (tmp_path / ".lock").write_text("process 1")
     (tmp_path / ".config.json.1.tmp").write_text("{")
     assert can_resume(config) is False
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    (tmp_path / ".config.json.1.tmp").write_text("{")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(RunError, match="already holds something; choose another folder, or --resume a run"):
         can_resume(config)
+    assert len(list(tmp_path.iterdir())) == 3  # in a folder that is not ours, nothing is touched
+    (tmp_path / "config.json").write_text(json.dumps(config.to_json()))
+    (tmp_path / ".samples.npz.1.tmp").write_text("PK")
+    assert can_resume(config) is False
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.json", "notes.txt"]
 
 
 def test_settings_come_back_and_new_ones_have_their_default(tmp_path):

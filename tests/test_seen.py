@@ -19,7 +19,7 @@ from qtransformer.loading import load_run, open_policy
 from qtransformer.serve.protocol import pack, unpack
 from qtransformer.serve.session import Session
 
-COLLECT = ["--env-id", "test/Sight-v0", "--imports", "vision_fixtures", "--num-workers", "1", "--episodes", "100"]
+COLLECT = ["--env-id", "test/Sight-v0", "--import", "vision_fixtures", "--num-workers", "1", "--episodes", "100"]
 NOISE = ["--noise-std", "0.3", "--random-action-probability", "0.3"]
 TRAIN = ["--steps", "100", "--batch-size", "32", "--num-bins", "9", "--width", "32", "--num-layers", "1"]
 TRAIN += ["--image-tokens", "2", "--learning-rate", "3e-3", "--log-every", "50", "--checkpoint-every", "100"]

@@ -16,7 +16,7 @@ from qtransformer.deploy.controller import Controller, ControllerError
 from qtransformer.loading import load_run, open_policy
 from qtransformer_datasets.formats import open_dataset
 
-COLLECT = ["--env-id", "test/Told-v0", "--imports", "told_fixtures", "--num-workers", "1", "--episodes", "400"]
+COLLECT = ["--env-id", "test/Told-v0", "--import", "told_fixtures", "--num-workers", "1", "--episodes", "400"]
 NOISE = ["--noise-std", "0.3", "--random-action-probability", "0.3"]
 TRAIN = ["--steps", "400", "--batch-size", "64", "--num-bins", "9", "--width", "32", "--log-every", "200"]
 PLAY = ["--episodes", "60", "--seed", "7000", "--import", "told_fixtures", "--json"]

@@ -5,7 +5,6 @@ The command runs in children of a fork server, which has the imports done.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -20,27 +19,32 @@ import pytest
 from fork_server import start_fork_server
 from learner_fixtures import assert_same_bits, write_log
 from training_children import STEPS, train
+from training_fixtures import (
+    LONGEST_DELAY,
+    NUM_KILLS,
+    assert_same_run,
+    count_reports,
+    kill_after,
+    state,
+    wait_for_step,
+    write_seen_log,
+)
 
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint
 
-NUM_KILLS = 20
-TIMED = ("updates_per_second", "data_share")
+SEEN = ("--image-tokens", 2, "--image-shift", 0.2)  # of the 16 pixels, three
+MAPPED = ("--memory-limit", "10kB")  # less than the images take: they go to a memory map
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork server and SIGKILL")
 
 
 @pytest.fixture(scope="module")
-def log(tmp_path_factory):
-    return write_log(tmp_path_factory.mktemp("ends") / "log")
-
-
-@pytest.fixture(scope="module")
-def start(log):
+def start(tmp_path_factory):
     """A function that starts the command in a child."""
-    context = start_fork_server()
+    context, own = start_fork_server(), write_log(tmp_path_factory.mktemp("ends") / "log")
 
-    def start_child(out, *changes, most_bytes=None):
-        child = context.Process(target=train, args=(log, out, said(out), changes, most_bytes))
+    def start_child(out, *changes, log=own, most_bytes=None, reports=None):
+        child = context.Process(target=train, args=(log, out, said(out), changes, most_bytes, reports))
         child.start()
         return child
 
@@ -76,59 +80,36 @@ def _forget_what_was_said():
         path.unlink()
 
 
-def assert_same_run(left, right):
-    """Fails unless weights, target network, optimizer, generators and metrics are the same, bit by bit."""
-    for step in (STEPS - 2, STEPS):
-        folders = [run / "checkpoints" / f"step_{step:09d}" for run in (left, right)]
-        first, second = (load_checkpoint(folder) for folder in folders)
-        assert_same_bits(first.weights, second.weights)
-        assert_same_bits(first.training_tensors(), second.training_tensors())
-        assert first.info["sampler"] == second.info["sampler"]
-    assert metrics(left) == metrics(right)
-
-
-def metrics(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in each.items() if key not in TIMED} for each in lines]
-
-
-def wait_for_step(out, step):
-    """Waits until a checkpoint of this update or a later one is there."""
-    while not any(int(each.name.removeprefix("step_")) >= step for each in checkpoint_folders(out)):
-        time.sleep(0.001)
-
-
-def state(out):
-    """Returns how far a killed run had come."""
-    if not (out / "config.json").exists():
-        return "not begun"
-    folders = checkpoint_folders(out)
-    if not folders:
-        return "begun"
-    if any(out.glob("checkpoints/*.writing")):
-        return "saving"
-    return "saved" if folders[-1].name == f"step_{STEPS:09d}" else "training"
+def start_reporting(start, out, *changes, **options):
+    """Starts the command, and returns the child and where it reports to."""
+    receiver, sender = start_fork_server().Pipe(duplex=False)
+    with sender:
+        return start(out, *changes, reports=sender, **options), receiver
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_kill_changes_what_a_resumed_run_ends_with(start, whole, tmp_path):
-    began = time.perf_counter()
-    assert finish(start(tmp_path / "timed")) == 0
-    seconds = time.perf_counter() - began
+@pytest.mark.parametrize(
+    ("write", "settings", "now_and_then"),
+    [(write_log, (), ()), (write_seen_log, SEEN, MAPPED)],
+    ids=["numbers", "images"],
+)
+def test_no_kill_changes_what_a_resumed_run_ends_with(start, tmp_path, write, settings, now_and_then):
+    log, whole = write(tmp_path / "log"), tmp_path / "whole"
+    child, reports = start_reporting(start, whole, *settings, log=log)
+    num_reports = count_reports(reports)
+    assert finish(child) == 0, words(whole)
     generator, states = np.random.default_rng(0), Counter()
     for index in range(NUM_KILLS):
-        out, num_kills = tmp_path / f"killed_{index}", 1 + index % 2  # every other run is killed again as it resumes
-        for _ in range(num_kills):
-            child = start(out, "--resume")
-            time.sleep(generator.uniform(0, 1.1 * seconds))
-            child.kill()
-            child.join()
-            states[state(out) if out.exists() else "not begun"] += 1
-        assert finish(start(out, "--resume")) == 0, words(out)
+        out, changes = tmp_path / f"killed_{index}", (*settings, *(now_and_then if index % 2 else ()), "--resume")
+        for _ in range(2 if index % 5 == 0 else 1):  # one in five is killed again as it resumes
+            child, reports = start_reporting(start, out, *changes, log=log)
+            kill_after(reports, generator.integers(num_reports), generator.uniform(0, LONGEST_DELAY), child)
+            states[state(out)] += 1
+        assert finish(start(out, *changes, log=log)) == 0, words(out)
         assert_same_run(whole, out)
         assert not list(out.glob(".*"))
-    assert states["training"] + states["saving"] >= 3, f"the kills missed the training: {states}"
+    assert min(states["saving"], states["training"]) >= 3, f"the kills missed one of the two: {states}"
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])

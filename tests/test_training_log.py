@@ -120,7 +120,7 @@ def test_a_log_that_changed_since_is_told_by_evaluate_and_export(tmp_path, capsy
 
 
 def test_observations_that_were_left_out_are_left_out_in_the_simulator_too(tmp_path, capsys):
-    environment = ["--env-id", "test/TwoKeys-v0", "--imports", "dataset_fixtures", "--num-workers", "1"]
+    environment = ["--env-id", "test/TwoKeys-v0", "--import", "dataset_fixtures", "--num-workers", "1"]
     log, run = tmp_path / "log", tmp_path / "run"
     assert main(["collect", "--out", str(log), "--episodes", "4", *environment]) == 0
     tiny = ["--steps", "1", "--batch-size", "2", "--width", "16", "--observations", "state"]

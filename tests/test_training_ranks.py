@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -10,21 +9,30 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rank_children
 import torch
-from learner_fixtures import assert_same_bits, write_log
+from fork_server import start_fork_server
+from learner_fixtures import write_log
 from rank_fixtures import start_ranks
 from training_children import STEPS
+from training_fixtures import (
+    LONGEST_DELAY,
+    NUM_KILLS,
+    assert_same_run,
+    count_reports,
+    kill_after,
+    metrics,
+    state,
+    wait_for_step,
+)
 
 from qtransformer.checkpoint import checkpoint_folders, load_checkpoint
 from qtransformer.cli import main
-
-NUM_KILLS = 4
-TIMED = ("updates_per_second", "data_share")
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork server and SIGKILL")
 
@@ -34,9 +42,16 @@ def log(tmp_path_factory):
     return write_log(tmp_path_factory.mktemp("ranks") / "log")
 
 
-def start(log, out, *changes, world_size=2, function=rank_children.train):
+def start(log, out, *changes, world_size=2, function=rank_children.train, reports=None):
     """Starts the command; what all ranks say goes to one file beside the run."""
-    return start_ranks(function, log, out, said(out), changes, None, world_size=world_size)
+    return start_ranks(function, log, out, said(out), changes, reports, world_size=world_size)
+
+
+def start_reporting(log, out, *changes):
+    """Starts the command, and returns its ranks and where rank 0 reports to."""
+    receiver, sender = start_fork_server().Pipe(duplex=False)
+    with sender:
+        return start(log, out, *changes, reports=sender), receiver
 
 
 def said(out):
@@ -55,23 +70,6 @@ def whole(log, tmp_path_factory):
     return out
 
 
-def metrics(run):
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in each.items() if key not in TIMED} for each in lines]
-
-
-def assert_same_run(left, right):
-    first, second = load_checkpoint(left), load_checkpoint(right)
-    assert_same_bits(first.weights, second.weights)
-    assert_same_bits(first.training_tensors(), second.training_tensors())
-    assert metrics(left) == metrics(right)
-
-
-def wait_for_step(out, step):
-    while not any(int(each.name.removeprefix("step_")) >= step for each in checkpoint_folders(out)):
-        time.sleep(0.005)
-
-
 def test_two_ranks_give_the_curve_of_one(log, tmp_path):
     runs = [tmp_path / name for name in ("one", "two")]
     for number, out in enumerate(runs, start=1):
@@ -87,18 +85,22 @@ def test_two_ranks_give_the_curve_of_one(log, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_no_kill_of_a_rank_changes_what_a_resumed_run_ends_with(log, whole, tmp_path):
-    generator, interrupted = np.random.default_rng(0), 0
+def test_no_kill_of_a_rank_changes_what_a_resumed_run_ends_with(log, tmp_path):
+    whole = tmp_path / "whole"
+    ranks, reports = start_reporting(log, whole)
+    num_reports = count_reports(reports)
+    assert finish(ranks) == [0, 0]
+    generator, states = np.random.default_rng(0), Counter()
     for index in range(NUM_KILLS):
         out = tmp_path / f"killed_{index}"
-        started = start(log, out)
-        wait_for_step(out, int(generator.integers(2, STEPS - 2)))
-        time.sleep(generator.uniform(0, 0.02))
-        started[index % 2].process.kill()
-        interrupted += finish(started) != [0, 0]
+        ranks, reports = start_reporting(log, out)
+        killed, num_before = ranks[index % 2].process, generator.integers(1, num_reports)  # from 1 on, both are there
+        kill_after(reports, num_before, generator.uniform(0, LONGEST_DELAY), killed)
+        finish(ranks)
+        states[state(out)] += 1
         assert finish(start(log, out, "--resume")) == [0, 0], said(out).read_text()
         assert_same_run(whole, out)
-    assert interrupted >= NUM_KILLS // 2, "the kills missed the training"
+    assert min(states["saving"], states["training"]) >= 3, f"the kills missed one of the two: {states}"
 
 
 def test_what_two_ranks_began_one_ends(log, whole, tmp_path):

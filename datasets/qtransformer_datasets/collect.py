@@ -2,7 +2,7 @@
 
 Special about this file: an episode depends on `seed + i` and its own generator alone, so the dataset is the same for
 any number of workers, and a recording that was killed goes on to the same dataset. Workers only simulate; the parent
-writes, in order, and an interrupt keeps what is finished.
+writes, in order; Ctrl-C and SIGTERM close the log with what is finished.
 Skill varies between episodes, as it does between people: each draws how shaky and how absent-minded it is. With `mix`
 each draws, before that, what kind of episode it is.
 """
@@ -18,13 +18,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.pool import IMapIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.progress import Progress
+
+from qtransformer.signals import Stopped, StopWish, stop_wish
 
 from .disturbances import Noise
 from .environment import describe_environment, environment_attributes
@@ -34,6 +38,8 @@ from .minari_writer import ImageStorage
 from .mix import Play, draw_kind, fit_shares, read_shares
 from .recorder import Recorder
 from .schema import DatasetError, Episode, EpisodeDataset
+
+_WAIT_SECONDS = 0.5  # for an episode, before the parent looks whether it shall stop
 
 
 def usable_cores() -> int:
@@ -56,7 +62,7 @@ class CollectConfig:
     """Episode i is reset with seed + i."""
     num_workers: int = field(default_factory=usable_cores)
     """Processes that simulate; the dataset does not depend on it."""
-    imports: tuple[str, ...] = ("qtransformer_envs",)
+    imports: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ("qtransformer_envs",)
     """Modules to import first, so that their environments are registered."""
     noise_std: float = 0.8
     """Largest Gaussian noise on the actions, in half action ranges; each episode draws its own up to this."""
@@ -108,16 +114,21 @@ def collect(config: CollectConfig, path: str | Path) -> EpisodeDataset:
     Raises:
         DatasetError: the environment is unknown, has no expert or unsuitable spaces, or `path` holds something (with
             `append`: something else than the beginning of this recording).
+        Stopped: Ctrl-C or SIGTERM before the last episode; those that were finished are in the log.
     """
     environment = make_environment(config)
     config, notes = _fit_mix(config, environment)
     spec, attributes = describe_environment(environment), _attributes(config, environment)
     environment.close()
-    with Recorder(path, spec, images=config.images, append=config.append, attributes=attributes) as recorder:
+    recorder = Recorder(path, spec, images=config.images, append=config.append, attributes=attributes)
+    with stop_wish() as wish, recorder:
         indices = range(recorder.num_episodes, config.episodes)
-        with _episodes(config, indices) as episodes:
+        with _episodes(config, indices, wish) as episodes:
             for episode in _show_progress(episodes, indices, notes + recorder.notes):
                 recorder.record(episode)
+    if wish.is_there and recorder.num_episodes < config.episodes:
+        where = f"{recorder.num_episodes} of {config.episodes} episodes are saved in {path}"
+        raise Stopped(wish, f"{where}; go on with the same command and --append")
     return open_dataset(path)
 
 
@@ -132,7 +143,7 @@ def make_environment(config: CollectConfig) -> gymnasium.Env:
             importlib.import_module(module)
         except ImportError as error:
             raise DatasetError(
-                f"imports ({module}) must be an importable module ({error}); install it or correct the name"
+                f"--import ({module}) must be an importable module ({error}); install it or correct the name"
             ) from error
     try:
         environment = gymnasium.make(config.env_id, **config.settings())
@@ -143,7 +154,7 @@ def make_environment(config: CollectConfig) -> gymnasium.Env:
     except gymnasium.error.Error as error:
         raise DatasetError(
             f"env_id ({config.env_id}) must be a registered environment ({error}); "
-            "correct the id, or name the module that registers it in imports"
+            "correct the id, or name the module that registers it with --import"
         ) from error
     if not hasattr(environment.unwrapped, "make_expert"):
         raise DatasetError(
@@ -210,17 +221,31 @@ def _run_in_worker(config: CollectConfig, index: int) -> Episode:
 
 
 @contextmanager
-def _episodes(config: CollectConfig, indices: range) -> Iterator[Iterator[Episode]]:
-    """Gives the episodes of these indices in order. Processes are spawned: a fork would share files and threads."""
+def _episodes(config: CollectConfig, indices: range, wish: StopWish) -> Iterator[Iterator[Episode]]:
+    """Gives the episodes of these indices in order, until somebody asks to stop.
+
+    Processes are spawned: a fork would share files and threads.
+    """
     num_workers = min(config.num_workers, len(indices))
     if num_workers <= 1:
         environment = make_environment(config)
-        yield (run_episode(environment, config, index) for index in indices)
+        yield (run_episode(environment, config, index) for index in indices if not wish.is_there)
         environment.close()
         return
     context = multiprocessing.get_context("spawn")
     with context.Pool(num_workers, _start_worker, (config,)) as pool:
-        yield pool.imap(partial(_run_in_worker, config), indices)
+        yield _received(pool.imap(partial(_run_in_worker, config), indices), wish)
+
+
+def _received(results: IMapIterator[Episode], wish: StopWish) -> Iterator[Episode]:
+    """Yields what comes, and asks now and then whether to stop: SIGTERM may have ended the workers, too."""
+    while not wish.is_there:
+        try:
+            yield results.next(timeout=_WAIT_SECONDS)
+        except multiprocessing.TimeoutError:
+            continue
+        except StopIteration:
+            return
 
 
 def _show_progress(episodes: Iterator[Episode], indices: range, notes: tuple[str, ...]) -> Iterator[Episode]:
@@ -230,7 +255,7 @@ def _show_progress(episodes: Iterator[Episode], indices: range, notes: tuple[str
         console.print(note, highlight=False)
     with Progress(console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("recording", total=total, completed=indices.start)
-        for index, episode in zip(indices, episodes, strict=True):
+        for index, episode in zip(indices, episodes, strict=False):  # fewer where somebody asks to stop
             yield episode
             num_successes += bool(episode.success)
             count, share = index + 1, num_successes / (index + 1 - indices.start)
