@@ -11,7 +11,8 @@ from qtransformer import training  # noqa: F401  (the command imports it when it
 from qtransformer.cli import main
 from qtransformer.provenance import git_revision, versions
 
-git_revision(), versions()  # looked up once for all children
+git_revision()  # looked up once for all children
+versions()
 
 STEPS = 12
 SMALL = ["--steps", STEPS, "--batch-size", 4, "--log-every", 5, "--checkpoint-every", 2, "--num-bins", 4, "--width", 16]

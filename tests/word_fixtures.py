@@ -87,18 +87,25 @@ def write_language_model(folder: Path, seed: int = 0) -> Path:
     import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    from transformers import BertConfig, BertModel, BertTokenizer
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *" ".join(PLACES).split(), "shut", "pick", "up"]
     plain = folder.with_name(folder.name + "_plain")
     plain.mkdir(parents=True)
     vocabulary = list(dict.fromkeys(words))
     (plain / "vocab.txt").write_text("\n".join(vocabulary))
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        BertModel(BertConfig(vocab_size=len(vocabulary), max_position_embeddings=32, **sizes)).save_pretrained(plain)
-    BertTokenizerFast(str(plain / "vocab.txt")).save_pretrained(plain)
+        config = BertConfig(
+            vocab_size=len(vocabulary),
+            max_position_embeddings=32,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+        )
+        BertModel(config).save_pretrained(plain)
+    BertTokenizer(str(plain / "vocab.txt")).save_pretrained(plain)
     transformer = Transformer(str(plain))
     SentenceTransformer(modules=[transformer, Pooling(16)], device="cpu").save(str(folder))
     return folder
