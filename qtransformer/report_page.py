@@ -93,7 +93,9 @@ def _by_task(gathered: Gathered) -> Iterator[list[str]]:
     for task in sorted({each for each in gathered.tasks if each is not None}):
         places = [place for place, each in enumerate(gathered.tasks) if each == task]
         methods = [replace(each, outcomes=each.outcomes[:, places]) for each in gathered.methods]
-        cells = [f"<b>{percent(each.rate)}</b> ({spread(each.interval())})" for each in methods]
+        cells = [f"<b>{percent(each.rate)}</b>" for each in methods]
+        if len(places) > 1:  # of one episode, several trainings have no interval
+            cells = [f"{cell} ({spread(each.interval())})" for cell, each in zip(cells, methods, strict=True)]
         yield [escape(task), str(len(places)), *cells]
 
 

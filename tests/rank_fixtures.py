@@ -9,6 +9,8 @@ from multiprocessing.context import ForkServerProcess
 from fork_server import start_fork_server
 from rank_children import as_rank
 
+_GRACE_SECONDS = 5
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -20,6 +22,12 @@ class Rank:
         """Returns what it exits with, when it does."""
         self.process.join()
         return self.process.exitcode
+
+    def end_as_by_torchrun(self):
+        """Ends it, if it does not end by itself soon after another one: before all have met, it would wait for that."""
+        self.process.join(_GRACE_SECONDS)
+        self.process.kill()
+        self.process.join()
 
 
 def start_ranks(function, *arguments, world_size=2):

@@ -17,6 +17,7 @@ from dataset_fixtures import POINT_ID, make_episode, make_spec
 from learner_fixtures import write_log
 
 import qtransformer
+from qtransformer.checkpoint import FORMAT_VERSION
 from qtransformer.cli import main
 from qtransformer_datasets.recorder import Recorder
 
@@ -310,7 +311,8 @@ def test_a_checkpoint_of_another_version_or_damaged(run, tmp_path, capsys):
     document = json.loads(path.read_text())
     path.write_text(json.dumps({**document, "format_version": 1}))
     for command in (["evaluate", copy], ["export", copy, "--out", tmp_path / "bundle"]):
-        assert "checkpoint format (1) must be 6; open it with qtransformer 0.1.0" in fail(capsys, *command)
+        expected = f"checkpoint format (1) must be {FORMAT_VERSION}; open it with qtransformer 0.1.0"
+        assert expected in fail(capsys, *command)
     path.write_text("{")
     shutil.rmtree(path.parent.with_name("step_000000002"))  # else that one is used
     assert "checkpoint.json: is damaged" in fail(capsys, "evaluate", copy)

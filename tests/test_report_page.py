@@ -82,6 +82,11 @@ def test_tasks_are_told_apart_where_the_environment_names_some(report):
     assert "taskepisodes" not in Page(render(report, "", "")).text
 
 
+def test_a_task_of_one_episode_has_a_rate_and_no_interval(report):
+    told = replace(report, success=replace(report.success, tasks=("pull",) * 9 + ("push",)))
+    assert "push150 %0 %100 %" in Page(render(told, "", "")).text  # one episode, and no brackets
+
+
 def test_clips_are_inside_the_page(report):
     html = render(replace(report, clips={"ours": [Clip("seed 3: a success", b"picture")]}), "")
     (image,) = Page(html).found("img")

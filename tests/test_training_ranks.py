@@ -94,13 +94,14 @@ def test_no_kill_of_a_rank_changes_what_a_resumed_run_ends_with(log, tmp_path):
     for index in range(NUM_KILLS):
         out = tmp_path / f"killed_{index}"
         ranks, reports = start_reporting(log, out)
-        killed, num_before = ranks[index % 2].process, generator.integers(1, num_reports)  # from 1 on, both are there
-        kill_after(reports, num_before, generator.uniform(0, LONGEST_DELAY), killed)
-        finish(ranks)
+        killed, other = ranks[index % 2], ranks[1 - index % 2]
+        delay = generator.uniform(0, LONGEST_DELAY) if index % 4 < 2 else 0.0  # without, most are at a file
+        kill_after(reports, generator.integers(num_reports), delay, killed.process)
+        other.end_as_by_torchrun()
         states[state(out)] += 1
         assert finish(start(log, out, "--resume")) == [0, 0], said(out).read_text()
         assert_same_run(whole, out)
-    assert min(states["saving"], states["training"]) >= 3, f"the kills missed one of the two: {states}"
+    assert min(states["saving"], states["training"]) >= 2, f"the kills missed one of the two: {states}"
 
 
 def test_what_two_ranks_began_one_ends(log, whole, tmp_path):
