@@ -17,7 +17,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopWish:
     """Whether somebody asked to stop."""
 
-    signal_number: int | None = None
+    def __init__(self, signal_number: int | None = None) -> None:
+        """A wish that this signal set; without one, nobody asked yet."""
+        self.signal_number = signal_number
 
     @property
     def is_there(self) -> bool:

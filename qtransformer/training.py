@@ -92,13 +92,13 @@ def _train(config: TrainConfig, dataset: EpisodeDataset, wish: StopWish) -> None
             if diary:
                 diary.updated(step, figures)
             state.writer.check()
-            wish.signal_number = int(ranks.largest(wish.signal_number or 0)) or None
-            if step % config.checkpoint_every == 0 or is_last or wish.is_there:
+            agreed = StopWish(int(ranks.largest(wish.signal_number or 0)) or None)  # what comes now is the next one's
+            if step % config.checkpoint_every == 0 or is_last or agreed.is_there:
                 diary.save(step) if diary else state.save(step)
-            if wish.is_there and not is_last:
+            if agreed.is_there and not is_last:
                 state.writer.wait()
                 where = f"update {step} of {config.steps} is saved in {config.out}"
-                raise Stopped(wish, f"{where}; go on with the same command and --resume")
+                raise Stopped(agreed, f"{where}; go on with the same command and --resume")
         state.writer.wait()
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from qtransformer import ranks
 from qtransformer.baselines import LEARNERS, BehaviourCloning
 from qtransformer.checkpoint import CheckpointError, checkpoint_folders, load_checkpoint
 from qtransformer.config import LearningConfig, RunError
+from qtransformer.signals import Stopped
 from qtransformer.training import build, load_dataset, train
 from qtransformer_datasets.schema import DatasetError
 from qtransformer_datasets.windows import SegmentSampler
@@ -125,6 +127,20 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(whole, log, tmp_path, afte
     train(replace(config, resume=True))
     assert_same_bits(all_tensors(whole), all_tensors(config.out))
     assert metrics(whole) == metrics(config.out)
+
+
+def test_ctrl_c_while_ranks_agree_is_heard_at_the_next_update(log, tmp_path, monkeypatch):
+    """A signal comes after this rank has said that there is none: it must not be forgotten."""
+    asked = itertools.count()
+
+    def largest(number):
+        if type(number) is int and number == 0 and next(asked) == 5:  # of an update: nobody wishes to stop
+            os.kill(os.getpid(), signal.SIGINT)
+        return float(number)
+
+    monkeypatch.setattr(ranks, "largest", largest)
+    with pytest.raises(Stopped, match=r"^Ctrl-C: update \d+ of \d+ is saved in "):
+        train(make_run(log, tmp_path / "run"))
 
 
 def test_a_run_without_checkpoint_starts_again_on_resume(whole, log, tmp_path):

@@ -104,12 +104,13 @@ def test_no_kill_changes_what_a_resumed_run_ends_with(start, tmp_path, write, se
         out, changes = tmp_path / f"killed_{index}", (*settings, *(now_and_then if index % 2 else ()), "--resume")
         for _ in range(2 if index % 5 == 0 else 1):  # one in five is killed again as it resumes
             child, reports = start_reporting(start, out, *changes, log=log)
-            kill_after(reports, generator.integers(num_reports), generator.uniform(0, LONGEST_DELAY), child)
+            delay = generator.uniform(0, LONGEST_DELAY) if index % 4 < 2 else 0.0  # without, most are at a file
+            kill_after(reports, generator.integers(num_reports), delay, child)
             states[state(out)] += 1
         assert finish(start(out, *changes, log=log)) == 0, words(out)
         assert_same_run(whole, out)
         assert not list(out.glob(".*"))
-    assert min(states["saving"], states["training"]) >= 3, f"the kills missed one of the two: {states}"
+    assert min(states["saving"], states["training"]) >= 2, f"the kills missed one of the two: {states}"
 
 
 @pytest.mark.parametrize(("number", "name"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
