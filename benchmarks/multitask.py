@@ -1,6 +1,6 @@
 """One policy for all tabletop skills, told in words which: ours against the log it learns from, and against cloning.
 
-The log is `qtransformer collect --mix --noise-std 0.5` on qtransformer/Tabletop-v0: the paper's simulated setting, 8 %
+The log is `qtransformer collect --mix` on qtransformer/Tabletop-v0, as it comes: the paper's simulated setting, 8 %
 demonstrations, the rest replays with noise and other mistakes. Every method sees the arm, the objects in rows of random
 order, and the instruction:
 
@@ -35,7 +35,7 @@ from rich.table import Table
 from told_apart import told_apart
 
 from qtransformer.outcomes import wilson_interval
-from qtransformer_datasets.collect import CollectConfig, collect, usable_cores
+from qtransformer_datasets.collect import CollectConfig, collect
 from qtransformer_datasets.formats import open_dataset
 
 ENVIRONMENT = "qtransformer/Tabletop-v0"
@@ -43,7 +43,6 @@ OURS, CLONING, SUCCESSES, WORDLESS = "ours", "cloning", "cloning of successes", 
 METHODS = (OURS, CLONING, SUCCESSES, WORDLESS)
 NETWORK = ("--width", "128")
 BALANCE = ("--balance", "success")
-NOISE = 0.5  # half action ranges, at most
 Rates = dict[str, dict[str, Any]]  # by skill
 
 
@@ -89,10 +88,7 @@ def make_log(options: argparse.Namespace) -> Path:
     path = options.work / f"log-{options.log_episodes}"
     if not (path / "data" / "main_data.hdf5").exists():
         harness.say(f"recording {path}")
-        config = CollectConfig(
-            ENVIRONMENT, episodes=options.log_episodes, mix=(), noise_std=NOISE, num_workers=usable_cores()
-        )
-        collect(config, path)
+        collect(CollectConfig(ENVIRONMENT, episodes=options.log_episodes, mix=()), path)
     return path
 
 

@@ -1,10 +1,10 @@
-"""Two ranks against one process with the same batch: updates a second of wall time, one thread each.
+"""Two ranks against one process with the doubled batch: updates a second of wall time, one thread each.
 
 Beside them, in the same rounds: two processes with half the batch each that exchange nothing, which is what cores and
 memory of the machine allow, and the CPU time of the exchange of the gradients alone. `ratio` is one / two. It needs two
 free cores.
 
-    .venv/bin/python benchmarks/two_ranks.py [--quick]
+    .venv/bin/python benchmarks/two_ranks.py [--quick] [--segments N]
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from harness import Worker, interleave, machine, print_result, ratios, rounded, 
 
 SCRIPT = Path(__file__).resolve().with_name("two_ranks_worker.py")
 SIZES = {"dimensions": 8, "bins": 256, "window": 6, "heads": 8, "state_size": 32}
-SEGMENTS = 96  # as `train --batch-size` without being told
 MODELS = {  # the demo's of 0.24M parameters, 1M, 5M
     "small": {"dimensions": 7, "bins": 32, "window": 2, "width": 64, "layers": 2, "action_layers": 1, "heads": 4},
     "medium": {"width": 128, "layers": 4, "action_layers": 1},
@@ -71,8 +70,8 @@ def free_port() -> int:
         return found.getsockname()[1]
 
 
-def measure(models: Mapping[str, Mapping[str, int]], rounds: int) -> dict[str, Any]:
-    """Returns the figures of each model."""
+def measure(models: Mapping[str, Mapping[str, int]], segments: int, rounds: int) -> dict[str, Any]:
+    """Returns the figures of each model, with so many segments a rank."""
     with contextlib.ExitStack() as stack:
         threads = stack.enter_context(ThreadPoolExecutor(2))
         port = str(free_port())
@@ -84,7 +83,7 @@ def measure(models: Mapping[str, Mapping[str, int]], rounds: int) -> dict[str, A
         parameters = {}
         for name, model in models.items():
             sizes = {**SIZES, **model}
-            sizes["transitions"] = SEGMENTS * sizes["window"]
+            sizes["transitions"] = 2 * segments * sizes["window"]
             for workers in (two, apart):
                 together(workers, threads, "make_learner", name=name, sizes=sizes)
             parameters[name] = apart[0].call("parameters", name=name)
@@ -98,12 +97,14 @@ def main() -> None:
     """Runs the benchmark and prints its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, without the largest model")
-    is_quick = parser.parse_args().quick
+    parser.add_argument("--segments", type=int, default=96, help="of a rank's batch, as of `train` without being told")
+    options = parser.parse_args()
+    is_quick = options.quick
     models = dict(list(MODELS.items())[:2]) if is_quick else MODELS
-    found = measure(models, rounds=3 if is_quick else 9)
+    found = measure(models, options.segments, rounds=3 if is_quick else 9)
     ratio = {name: each["ratio"]["median"] for name, each in found.items()}
     kept = {f"{name}: at least {NEEDED}x": value >= NEEDED for name, value in ratio.items()}
-    head = {"benchmark": "two_ranks", "quick": is_quick, "machine": machine()}
+    head = {"benchmark": "two_ranks", "quick": is_quick, "segments": options.segments, "machine": machine()}
     print_result({**head, "ratio": ratio, "models": found, "kept": kept})
 
 

@@ -29,6 +29,15 @@ def flatten_observation(observation: Any, prefix: str = "") -> dict[str, Any]:
     return {key: leaf for part in parts for key, leaf in part.items()}
 
 
+def episode_goal(info: Mapping[str, Any]) -> str | None:
+    """Returns what is to be done, in words that are the same for all that mean the same: `info["goal"]` of a reset.
+
+    None where it is not in words; in some environments it is a place to reach.
+    """
+    goal = info.get("goal")
+    return goal if isinstance(goal, str) else None
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How to read what a file leaves open."""

@@ -29,7 +29,7 @@ from qtransformer.console import say
 from qtransformer.files import SUMS, fsync, sha256
 from qtransformer.provenance import git_revision, versions
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 _KEPT = 2
 WEIGHTS = "weights.safetensors"
 

@@ -70,7 +70,7 @@ def policy_identity(path: Path, origin: Mapping[str, Any]) -> dict[str, Any]:
 
 def _record(recorder: Recorder, rollout: Rollout) -> None:
     first, *rest = rollout.steps
-    recorder.start_episode(first.observation, seed=rollout.seed)
+    recorder.start_episode(first.observation, seed=rollout.seed, goal=first.goal)
     for action, step in zip(rollout.actions, rest, strict=True):
         recorder.step(action, step.observation, step.reward, step.terminated, step.truncated)
     recorder.end_episode(success=rollout.success)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import gymnasium
 import numpy as np
 
-from qtransformer.batch import flatten_observation
+from qtransformer.batch import episode_goal, flatten_observation
 from qtransformer.config import RunError
 
 Vectorization = Literal["sync", "async"]
@@ -56,6 +56,8 @@ class Step:
     """`info["success"]`, None where the environment does not say."""
     task: str | None = None
     """`info["task"]`, or else the observation `instruction`."""
+    goal: str | None = None
+    """`episode_goal` of a reset."""
     frame: np.ndarray | None = None
     """(height, width, 3) uint8, where the episode is drawn."""
 
@@ -187,7 +189,7 @@ class Host:
         self._is_drawn = command.is_drawn
         observation, info = self._environment.reset(seed=command.seed)
         leaves = _leaves(observation)
-        return Step(leaves, task=_task(leaves, info))
+        return Step(leaves, task=_task(leaves, info), goal=episode_goal(info))
 
     def _step(self, action: np.ndarray) -> Step:
         observation, reward, terminated, truncated, info = self._environment.step(action)

@@ -87,7 +87,7 @@ policy (float[1,10] observations) => (float[1,2] actions)
 """
 _OPEN = {"training_low": None, "training_high": None, "hard_low": None, "hard_high": None, "max_age_s": None}
 CARD: dict[str, Any] = {
-    "schema_version": 2,
+    "schema_version": module.SCHEMA_VERSION,
     "observations": [
         {
             "name": "state",

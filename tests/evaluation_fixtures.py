@@ -26,7 +26,8 @@ class PassingEnv(PointEnv):
     def reset(self, *, seed=None, options=None):
         observation, info = super().reset(seed=seed)
         self.seed, self.steps = seed or 0, 0
-        return observation, {**info, "task": ("even", "odd")[self.seed % 2]}
+        task = ("even", "odd")[self.seed % 2]
+        return observation, {**info, "task": task, "goal": f"be {task}"}
 
     def step(self, action):
         self.steps += 1

@@ -288,8 +288,8 @@ def test_latency_figures_by_hand():
     calls = {"eager": [[1.0, 2.0, 3.0], [4.0, 4.0, 4.0]], "exported": [[1.0], [1.0]], "session": [[0.8], [0.8]]}
     calls["peer"] = [[8.0], [12.0]]
     found = latency.summary(calls, floors=[0.0005], num_bytes=2_000_000)
-    assert found["ratio"] == {"exported": 10.0, "eager": 3.5}
-    assert found["ratio_range"] == {"exported": [8.0, 12.0], "eager": [3.0, 4.0]}
+    assert found["ratio"] == {"eager": 3.5, "session": 12.5, "exported": 10.0}
+    assert found["ratio_range"] == {"eager": [3.0, 4.0], "session": [10.0, 15.0], "exported": [8.0, 12.0]}
     assert found["cpu_milliseconds"]["eager"] == {"median": 3.5, "p99": 4.0, "p99_over_median": 1.143}
     assert found["floor"] == {
         "cpu_milliseconds": 0.5,
@@ -304,18 +304,18 @@ def test_latency_figures_by_hand():
     ("ratio", "tails", "rule", "broken"),
     [
         ((8.0, 3.0), (1.9, 1.9), 1.3, []),
-        ((7.9, 3.0), (1.9, 1.9), 1.3, ["exported: at least 8.0x"]),
+        ((7.9, 3.0), (1.9, 1.9), 1.3, ["session: at least 8.0x"]),
         ((8.0, 2.9), (1.9, 1.9), 1.3, ["eager: at least 3.0x"]),
-        ((8.0, 3.0), (2.0, 1.9), 1.3, ["exported: p99 under 2.0x the median"]),
+        ((8.0, 3.0), (2.0, 1.9), 1.3, ["session: p99 under 2.0x the median"]),
         ((8.0, 3.0), (1.9, 2.0), 1.3, ["eager: p99 under 2.0x the median"]),
         ((8.0, 3.0), (1.9, 1.9), 1.31, ["small: exported within 1.3x the rule"]),
     ],
 )
 def test_latency_says_which_promises_it_keeps(ratio: tuple, tails: tuple, rule: float, broken: list[str]):
-    names = ("exported", "eager")
+    names = ("session", "eager", "exported")
     result = {
-        "ratio": dict(zip(names, ratio, strict=True)),
-        "cpu_milliseconds": {name: {"p99_over_median": tail} for name, tail in zip(names, tails, strict=True)},
+        "ratio": dict(zip(names, (*ratio, 1.0), strict=True)),
+        "cpu_milliseconds": {name: {"p99_over_median": tail} for name, tail in zip(names, (*tails, 1.0), strict=True)},
         "bundles": {"small": {"ratio_to_rule": {"exported": rule, "session": 9.0}}},
     }
     assert [name for name, is_kept in latency.verdicts(result).items() if not is_kept] == broken

@@ -16,10 +16,11 @@ from controller_fixtures import CARD
 from qtransformer.cli import _commands
 from qtransformer.config import DataConfig, LearningConfig, ModelConfig, TokenConfig, TrainConfig
 from qtransformer.deploy.card import schema, schema_violations, training_command
+from qtransformer.deploy.controller import SCHEMA_VERSION
 from qtransformer.presets import PRESETS
 
 MISTAKES: list[tuple[tuple[str | int, ...], Any, str]] = [
-    (("schema_version",), 1, "policy.json.schema_version: must be 2, got 1"),
+    (("schema_version",), 1, f"policy.json.schema_version: must be {SCHEMA_VERSION}, got 1"),
     (("observations",), [], "policy.json.observations: must have at least 1 entries, got 0"),
     (("observations", 0, "kind"), "smell", r"policy.json.observations\[0\].kind: must be \['state', .*, got 'smell'"),
     (("observations", 1, "max_age_s"), 0, r"observations\[1\].max_age_s: must be above 0, got 0"),

@@ -19,15 +19,23 @@ from qtransformer.deploy.controller import Controller, ControllerError, WordEnco
 INSTRUCTIONS = ("put the red can near the blue cube", "pick up the cup")
 
 
-def test_words_and_their_neighbours_add_up():
-    encoder = WordEncoder(INSTRUCTIONS)
-    one, two = encoder.encode("red"), encoder.encode("can")
-    assert set(one.tolist()) == {-1.0, 1.0}
-    bits = hashlib.shake_128(b"red").digest(WordEncoder.SIZE // 8)[0]
-    assert one[:8].tolist() == [1.0 if bits >> shift & 1 else -1.0 for shift in range(7, -1, -1)]
-    pair = 3**0.5 * encoder.encode("red can") - one - two
-    np.testing.assert_allclose(np.abs(pair), 1.0, atol=1e-5)
-    assert not encoder.encode("!?").any()
+def signs(part: str) -> np.ndarray:
+    bits = np.frombuffer(hashlib.shake_128(part.encode()).digest(WordEncoder.SIZE // 8), np.uint8)
+    return 2.0 * np.unpackbits(bits) - 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("red", ["red", "red/1"]),
+        ("red can", ["red", "can", "red can", "red/1", "can/2"]),
+        ("the red can", ["the", "red", "can", "the red", "red can", "the/1", "red/1", "can/2"]),
+        ("!?", []),
+    ],
+)
+def test_words_and_their_neighbours_and_those_of_each_half_add_up(text: str, parts: list[str]):
+    total = sum((signs(part) for part in parts), np.zeros(WordEncoder.SIZE))
+    np.testing.assert_allclose(WordEncoder(INSTRUCTIONS).encode(text), total / max(1, len(parts)) ** 0.5, atol=1e-6)
 
 
 def test_order_tells_and_case_and_marks_do_not():
@@ -37,6 +45,8 @@ def test_order_tells_and_case_and_marks_do_not():
     swapped = encoder.encode("put the blue can near the red cube")
     assert 0.5 < np.corrcoef(told, swapped)[0, 1] < 0.95
     assert np.corrcoef(told, encoder.encode(INSTRUCTIONS[1]))[0, 1] < 0.5
+    one = encoder.encode("put the red can near the blue can")  # the other has the same words and neighbours
+    assert np.corrcoef(one, encoder.encode("put the blue can near the red can"))[0, 1] < 0.95
 
 
 def test_words_that_the_log_never_had_are_refused():
@@ -212,7 +222,9 @@ def test_damaged_card(folder: Path, text: str):
 
 def test_other_schema_version(folder: Path):
     change_card(folder, schema_version=1)
-    with pytest.raises(ControllerError, match=r"schema_version \(1\) must be 2; use the controller.py of that bundle"):
+    with pytest.raises(
+        ControllerError, match=rf"version \(1\) must be {module.SCHEMA_VERSION}; use the controller.py of that bundle"
+    ):
         Controller(folder)
 
 

@@ -107,6 +107,7 @@ def test_a_recording_is_a_log_of_what_was_played(run, alone, tmp_path, capsys):
     assert [each.seed for each in logs[0].episodes] == [3, 5, 6, 8]
     for episode, outcome in zip(logs[0].episodes, found["outcomes"], strict=True):
         assert (episode.num_steps, episode.success) == (outcome["length"], outcome["success"])
+        assert episode.goal == f"be {('even', 'odd')[episode.seed % 2]}"
         assert float(np.sum(episode.rewards)) == pytest.approx(outcome["episode_return"])
         positions = episode.observations["state"][:, 0]
         np.testing.assert_allclose(np.diff(positions), 0.5 * episode.actions[:, 0], atol=1e-6)

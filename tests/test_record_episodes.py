@@ -28,6 +28,7 @@ class SensorEnv(gymnasium.Env):
     action_space = Box(-1, 1, (2,), np.float32)
     length = 3
     successes: tuple[int, ...] | None = ()
+    goal: object = "stand still"
 
     def observe(self):
         return {
@@ -40,7 +41,7 @@ class SensorEnv(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.k = 0
-        return self.observe(), {}
+        return self.observe(), {"goal": self.goal}
 
     def step(self, action):
         self.k += 1
@@ -71,6 +72,16 @@ def test_what_was_played_is_read(tmp_path, images):
     assert (episode.actions.tolist(), episode.rewards.tolist()) == ([[0.5, -0.5]] * 3, [1, 2, 3])
     assert (episode.terminations.tolist(), episode.truncations.any()) == ([False, False, True], False)
     assert (episode.seed, dataset.metadata["author"]) == (5, ["me"])
+    assert episode.goal == "stand still"
+
+
+def test_a_goal_that_is_a_place_is_not_in_words(tmp_path):
+    sensors = SensorEnv()
+    sensors.goal = np.zeros(3)
+    environment = RecordEpisodes(sensors, tmp_path / "log")
+    play(environment, 3)
+    environment.close()
+    assert open_dataset(tmp_path / "log").episodes[0].goal is None
 
 
 def test_the_player_sees_what_it_would_see_without_the_wrapper(tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections import namedtuple
 
 import numpy as np
@@ -120,28 +119,31 @@ def test_the_sample_leaves_nothing(tmp_path):
 
 
 class Slow:
-    """A source of rows that takes a while for each window."""
+    """A source of rows that takes a while for each window, by a clock of its own."""
 
     def __init__(self, seconds):
         self.seconds, self.windows = seconds, []
 
     def take(self, rows):
-        time.sleep(self.seconds)
         self.windows.append(rows)
         return rows
 
+    def rate(self, monkeypatch, num_rows):
+        monkeypatch.setattr("time.perf_counter", lambda: self.seconds * len(self.windows))
+        return storage._rate(self, num_rows)
 
-def test_the_rate_is_measured():
+
+def test_the_rate_is_measured(monkeypatch):
     source = Slow(0.005)
-    assert 600 < storage._rate(source, 1000) < 6 / 0.005
+    assert source.rate(monkeypatch, 1000) == pytest.approx(6 / 0.005)
     assert len(source.windows) == 33  # one to open it
     assert all((np.diff(rows) == 1).all() and len(rows) == 6 for rows in source.windows)
-    assert storage._rate(Slow(0.005), 2) < 2 / 0.005
+    assert Slow(0.005).rate(monkeypatch, 2) == pytest.approx(2 / 0.005)
 
 
-def test_measuring_has_an_end():
+def test_measuring_has_an_end(monkeypatch):
     source = Slow(0.3)
-    storage._rate(source, 1000)
+    source.rate(monkeypatch, 1000)
     assert len(source.windows) == 3
 
 

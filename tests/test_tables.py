@@ -66,13 +66,17 @@ RED, BLUE = [1.0, 0.0], [0.0, 1.0]
 
 
 def test_words_read_the_row_that_they_name(named):
-    table = torch.tensor([[*RED, 5.0, 6.0], [*BLUE, 7.0, 8.0]])
-    sharp = 100.0
-    for words, expected in ((RED, [5.0, 6.0]), (BLUE, [7.0, 8.0])):
+    table = torch.tensor([[*RED, 0.5, 6.0], [*BLUE, 0.25, 8.0]])
+    sharp, r = 100.0, 0.5**0.5
+    waves = {  # sin, then cos, of pi, 2 pi and 4 pi times each number of the row
+        0.5: ([0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0], [-1, 1, 0, 1, 1, 1, -1, 1, 1, 1, 1, 1]),
+        0.25: ([0, 0, r, 0, 0, 0, 1, 0, 0, 0, 0, 0], [1, -1, r, 1, 1, 1, 0, 1, 1, 1, -1, 1]),
+    }
+    for words, (value, other) in ((RED, (0.5, 6.0)), (BLUE, (0.25, 8.0))):
         found = named(table, sharp * torch.tensor(words))
-        torch.testing.assert_close(
-            found, torch.tensor([*expected, *words, *expected] * 2)
-        )  # value, then the row itself
+        sines, cosines = waves[value]
+        expected = [value, other, *words, value, other, *sines, *cosines]  # the value, then the row itself
+        torch.testing.assert_close(found, torch.tensor(expected * 2), atol=1e-5, rtol=0)
 
 
 def test_the_grounding_loss_by_hand(named):

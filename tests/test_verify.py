@@ -10,6 +10,7 @@ import pytest
 from controller_fixtures import change_card, golden, with_int8, write_bundle, write_sums
 
 from qtransformer.config import RunError
+from qtransformer.deploy.controller import SCHEMA_VERSION
 from qtransformer.deploy.verify import verify_bundle
 
 
@@ -59,7 +60,7 @@ CHANGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda folder: (folder / "controller.py").write_text("pass"), "controller.py: is not what SHA256SUMS says"),
     (lambda folder: (folder / "SHA256SUMS").unlink(), "SHA256SUMS: is missing or damaged"),
     (shorter_sums, "SHA256SUMS: must list golden.npz"),
-    (lambda folder: change_card(folder, schema_version=3), "schema_version: must be 2, got 3"),
+    (lambda folder: change_card(folder, schema_version=1), f"schema_version: must be {SCHEMA_VERSION}, got 1"),
     (lambda folder: change_card(folder, control_hz=20.0), "policy.onnx: the card in its metadata is not policy.json"),
     (no_card_in_graph, "policy_flat.onnx: the card in its metadata is not policy.json"),
     (other_schema, "policy.schema.json: is not that of this qtransformer"),

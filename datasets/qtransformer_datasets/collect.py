@@ -28,6 +28,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from qtransformer.batch import episode_goal
 from qtransformer.signals import Stopped, StopWish, stop_wish
 
 from .disturbances import Noise
@@ -174,16 +175,19 @@ def run_episode(environment: gymnasium.Env, config: CollectConfig, index: int) -
     kind = "noisy_expert" if config.mix is None else draw_kind(read_shares(config.mix), generator)
     play = Play(kind, environment, seed)
     observation, info = environment.reset(seed=seed)
-    goal = info.get("goal") if isinstance(info.get("goal"), str) else None  # elsewhere it may be a place to reach
     buffer = EpisodeBuffer(
-        describe_environment(environment), observation, seed=seed, source=f"{config.env_id}:seed_{seed}"
+        describe_environment(environment),
+        observation,
+        seed=seed,
+        goal=episode_goal(info),
+        source=f"{config.env_id}:seed_{seed}",
     )
     act, success = play.start(_noise(config, environment, generator), generator), None
     while not buffer.is_over and (action := act()) is not None:
         observation, reward, terminated, truncated, info = environment.step(action)
         buffer.step(action, observation, float(reward), terminated, truncated)
         success = info.get("success")
-    episode = replace(buffer.episode(None if success is None else bool(success)), goal=goal)
+    episode = buffer.episode(None if success is None else bool(success))
     return episode if config.mix is None else replace(episode, behaviour=play.kind)
 
 

@@ -20,7 +20,13 @@ class EpisodeBuffer:
     """Collects one episode step by step; arrays are copied, so the caller may reuse its own."""
 
     def __init__(
-        self, spec: DatasetSpec, observation: Any, *, seed: int | None = None, source: str = "episode"
+        self,
+        spec: DatasetSpec,
+        observation: Any,
+        *,
+        seed: int | None = None,
+        goal: str | None = None,
+        source: str = "episode",
     ) -> None:
         """Starts with the first observation.
 
@@ -28,12 +34,13 @@ class EpisodeBuffer:
             spec: what every step must look like.
             observation: as the environment gives it: nested dicts and tuples, or a bare array.
             seed: that the environment was reset with.
+            goal: what is to be done, in words that are the same for all that mean the same.
             source: what messages and the episode call it.
 
         Raises:
             DatasetError: the observation does not match the spec.
         """
-        self._spec, self._seed, self._source = spec, seed, source
+        self._spec, self._seed, self._goal, self._source = spec, seed, goal, source
         self._observations = [_check_observation(spec, observation, f"{source} observation 0")]
         self._actions: list[np.ndarray] = []
         self._steps: list[tuple[float, bool, bool]] = []
@@ -84,6 +91,7 @@ class EpisodeBuffer:
             truncations=truncations,
             success=None if success is None else _check_flag(success, f"{self._source}: success"),
             seed=self._seed,
+            goal=self._goal,
             source=self._source,
         )
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import gymnasium
 
+from qtransformer.batch import episode_goal
+
 from .environment import describe_environment, environment_attributes
 from .minari_writer import ImageStorage
 from .recorder import Recorder
@@ -58,7 +60,7 @@ class RecordEpisodes(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):
         """
         self._cut()
         observation, info = self.env.reset(seed=seed, options=options)
-        self.recorder.start_episode(observation, seed=seed)
+        self.recorder.start_episode(observation, seed=seed, goal=episode_goal(info))
         return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:

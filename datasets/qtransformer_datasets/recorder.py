@@ -120,8 +120,10 @@ class Recorder:
         self.num_episodes += 1
         self.num_steps += episode.num_steps
 
-    def start_episode(self, observation: Any, *, seed: int | None = None) -> None:
+    def start_episode(self, observation: Any, *, seed: int | None = None, goal: str | None = None) -> None:
         """Starts an episode with the observation before its first action: nested dicts and tuples, or a bare array.
+
+        `seed` is what the environment was reset with, `goal` what is to be done, the same words for the same.
 
         Raises:
             DatasetError: the episode before is not ended, or the observation does not match the spec.
@@ -129,7 +131,7 @@ class Recorder:
         self._check_open()
         if self._buffer is not None:
             raise DatasetError(f"{self._place()} is not ended; call end_episode or discard_episode first")
-        self._buffer = EpisodeBuffer(self.spec, observation, seed=seed, source=self._place())
+        self._buffer = EpisodeBuffer(self.spec, observation, seed=seed, goal=goal, source=self._place())
 
     def step(self, action: Any, observation: Any, reward: float, terminated: bool, truncated: bool) -> None:
         """Takes the action as executed, and the observation and reward that followed it; flags as Gymnasium's.

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 INIT, READY, RUNNING, FAULT = "INIT", "READY", "RUNNING", "FAULT"
 FAULTS = (  # why a step is refused
     *("not_reset", "latched", "late", "keys", "shape", "dtype", "not_finite", "instruction", "hard_range", "stale"),
@@ -86,10 +86,10 @@ class Record(NamedTuple):
 
 
 class WordEncoder:
-    """Turns instructions into numbers: every word and every pair of neighbours is a vector of signs, and they add up.
+    """Turns instructions into numbers: each word, each pair of neighbours and each half's words are signs that add up.
 
-    The signs are bits of a hash, so that nothing must be downloaded, and every machine finds the same. The pairs tell
-    "the red can near the blue cube" from "the blue can near the red cube"; the words carry over to new pairs.
+    The signs are bits of a hash, so that nothing must be downloaded, and every machine finds the same. Pairs tell what
+    is red in "the red can near the blue cube", halves which of the two comes first; the words carry over to new pairs.
     """
 
     SIZE = 128
@@ -114,10 +114,10 @@ class WordEncoder:
 
     def _encoded(self, text: str) -> np.ndarray:
         words = _words(text)
-        unknown = [word for word in words if word not in self._words]
-        if unknown:
+        if unknown := [word for word in words if word not in self._words]:
             raise _unknown(text, f"has words that the log never had: {unknown}", self.known)
-        parts = [*words, *(" ".join(pair) for pair in itertools.pairwise(words))]
+        placed = (f"{word}/{2 * index // len(words) + 1}" for index, word in enumerate(words))
+        parts = [*words, *(" ".join(pair) for pair in itertools.pairwise(words)), *placed]
         signs = [np.zeros(self.SIZE, np.float32), *(_signs(part, self.SIZE) for part in parts)]
         return np.array(np.sum(signs, axis=0) / max(1, len(parts)) ** 0.5, np.float32)
 

@@ -133,7 +133,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray], EzPickle):
         self._rows = Rows(self.scene, rng.permutation(NUM_ROWS))
         if options:
             self.task = self._aimed(options)
-        self.instruction = self.task.say(template)
+        self.instruction, self._goal = self.task.say(template), self.task.say(self.task.templates[0])
         if self._renderer is not None:
             self._renderer.show(self.scene.model)
         return self._observe(), self._info()
@@ -199,8 +199,7 @@ class TabletopEnv(gymnasium.Env[dict[str, Any], np.ndarray], EzPickle):
 
     def _info(self) -> dict[str, Any]:
         target = self._rows.of(self.task.target) if self.task.num_named else self._rows.drawer
-        goal = self.task.say(self.task.templates[0])
-        return {"success": self.task.is_success(), "task": self.task.name, "goal": goal, "target": target}
+        return {"success": self.task.is_success(), "task": self.task.name, "goal": self._goal, "target": target}
 
     def _observe(self) -> dict[str, Any]:
         return {name: self._observation(name) for name in self._names}

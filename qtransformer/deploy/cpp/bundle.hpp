@@ -15,7 +15,7 @@
 
 namespace qtransformer {
 
-constexpr int schema_version = 2;
+constexpr int schema_version = 3;
 
 inline std::string read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);

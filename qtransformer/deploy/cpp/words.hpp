@@ -69,6 +69,7 @@ private:
         if (!unknown.empty()) return "has words that the log never had: " + unknown;
         const std::size_t num_words = parts.size();
         for (std::size_t i = 1; i < num_words; ++i) parts.push_back(parts[i - 1] + " " + parts[i]);
+        for (std::size_t i = 0; i < num_words; ++i) parts.push_back(parts[i] + (2 * i < num_words ? "/1" : "/2"));
         std::array<float, num_signs> sum{};  // whole numbers: exact in any order
         for (const auto& part : parts) {
             const auto bits = shake128(part);
