@@ -1,11 +1,14 @@
 """The parts of the tabletop suite: objects at rest, sleep, words, splits, levels, and the rules of success."""
 
+import itertools
 from typing import Any
 
 import gymnasium
+import mujoco
 import numpy as np
 import pytest
 
+from qtransformer_datasets.behaviours import rehearse
 from qtransformer_envs.tabletop import combinations
 from qtransformer_envs.tabletop.env import TabletopEnv
 from qtransformer_envs.tabletop.objects import COLOURS, KINDS
@@ -63,6 +66,30 @@ def test_a_sleeping_object_wakes_before_the_hand_comes_and_is_pushed():
     for step in range(30):
         scene.move(np.array([0.125 * (step < 8), -0.5 * (step >= 10), -0.6 * (step < 9), 0, 0, 0, -1.0]))
     assert np.linalg.norm(scene.position(scene.items[0]) - start) > 0.02
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.8])
+def test_a_hand_never_goes_through_a_sleeping_object(noise):
+    least = []
+    for seed in range(4):
+        environment = gymnasium.make("qtransformer/KnockOver-v0")
+        actions = rehearse(environment, seed)
+        environment.reset(seed=seed)
+        scene, generator = environment.unwrapped.scene, np.random.default_rng(seed)
+        for action in actions:
+            environment.step(np.clip(action + generator.normal(0, noise, 7), -1, 1))
+            asleep = [item for item in scene.items if scene._sleep.is_asleep[item.index]]
+            least.extend(hand_distance(scene, item) for item in asleep)
+    assert len(least) > 100
+    assert min(least) > 0
+
+
+def hand_distance(scene, item):
+    """Returns how far an object is from hand, fingers and pads, m."""
+    hand = [scene.model.geom(name).id for name in ("hand", "left_finger", "left_pad", "right_finger", "right_pad")]
+    geoms = range(item.geoms.start, item.geoms.stop)
+    pairs = itertools.product(geoms, hand)
+    return min(mujoco.mj_geomDistance(scene.model, scene.data, a, b, 1.0, None) for a, b in pairs)
 
 
 def test_a_moving_object_wakes_the_one_that_it_hits():

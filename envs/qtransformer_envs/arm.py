@@ -21,6 +21,7 @@ __all__ = ["ACTION_ELEMENTS", "CONTROL_HZ", "HOME", "MAX_OPENING", "POSITION_SCA
 
 CONTROL_HZ = 10.0
 NUM_RAMP_STAGES = 5  # actuator targets move in this many equal stages within a control step
+RAMP = np.arange(1, NUM_RAMP_STAGES + 1)[:, None] / NUM_RAMP_STAGES  # share of the way at each stage
 POSITION_SCALE = 0.05  # m of target displacement for an action of 1
 ROTATION_SCALE = 0.25  # rad of target rotation for an action of 1
 MAX_OPENING = 0.08  # m between the pads
@@ -106,16 +107,21 @@ class Arm:
         Action: target displacement (3, world frame), target rotation vector (3, world frame), gripper opening from
         -1 (closed) to 1 (open).
         """
-        self._displace_target(data, action)
-        start = data.ctrl[self._actuators]
-        goal = np.array([*self._solve_joints(), self.target_opening])
-        for stage in range(1, NUM_RAMP_STAGES + 1):
-            data.ctrl[self._actuators] = start + (goal - start) * (stage / NUM_RAMP_STAGES)
+        self.aim(data, action)
+        self.go(data)
+
+    def go(self, data: mujoco.MjData) -> None:
+        """Advances the simulation by one control step, towards the target that `aim` has set."""
+        controls = data.ctrl
+        start = controls[self._actuators]
+        goal = np.append(self._solve_joints(), self.target_opening)
+        for stage in start + (goal - start) * RAMP:
+            controls[self._actuators] = stage
             mujoco.mj_step(self._model, data, self._substeps)
         mujoco.mj_kinematics(self._model, data)  # poses of the state after the last physics step
 
-    def _displace_target(self, data: mujoco.MjData, action: np.ndarray) -> None:
-        """Moves the target pose and opening, kept within the workspace and near to what is measured."""
+    def aim(self, data: mujoco.MjData, action: np.ndarray) -> None:
+        """Moves target pose and opening as `action` says, kept within the workspace and near to what is measured."""
         position, rotation, opening = self.position(data), self.rotation(data), self.opening(data)
         wanted = np.clip(self.target_position + POSITION_SCALE * action[:3], WORKSPACE_LOW, WORKSPACE_HIGH)
         self.target_position = position + clip_norm(wanted - position, MAX_POSITION_LEAD)
@@ -127,6 +133,13 @@ class Arm:
         ramped = min(max(wanted_opening, self.target_opening - change), self.target_opening + change)
         ramped = min(max(ramped, opening - MAX_OPENING_LEAD), opening + MAX_OPENING_LEAD)
         self.target_opening = min(max(ramped, 0.0), MAX_OPENING)
+
+    def path(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
+        """Returns positions (3, 3), m, and rotations (3, 3, 3) of the gripper: now, half-way, and at the target."""
+        position, rotation = self.position(data), self.rotation(data)
+        half = matrix_from_vector(0.5 * vector_from_matrix(self.target_rotation @ rotation.T)) @ rotation
+        positions = np.array([position, 0.5 * (position + self.target_position), self.target_position])
+        return positions, np.array([rotation, half, self.target_rotation])
 
     def _solve_joints(self) -> np.ndarray:
         """Updates and returns the joint targets, shape (7,), rad: within limits, and no faster than the joints go."""

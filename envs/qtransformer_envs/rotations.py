@@ -15,7 +15,7 @@ __all__ = ["clip_norm", "matrix_from_vector", "vector_from_matrix"]
 
 def matrix_from_vector(vector: np.ndarray) -> np.ndarray:
     """Returns the rotation matrix, shape (3, 3), of a rotation vector, shape (3,), in rad (Rodrigues' formula)."""
-    x, y, z = (float(each) for each in vector)
+    x, y, z = vector.tolist()
     angle = math.sqrt(x * x + y * y + z * z)
     if angle < 1e-12:
         return np.eye(3)

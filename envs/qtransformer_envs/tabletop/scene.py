@@ -123,13 +123,13 @@ class Scene:
 
     def move(self, action: np.ndarray) -> None:
         """Advances by one control step under `action`, shape (7,), in [-1, 1]; see `Arm.move`."""
+        self.arm.aim(self.data, action)
         self._update_sleep()
-        self.arm.move(self.data, action)
+        self.arm.go(self.data)
 
     def _update_sleep(self) -> None:
         reach = self.cabinet_position()[:2] + FURNITURE
-        gripper = (self.arm.position(self.data), self.arm.rotation(self.data))
-        self._sleep.update(self.data, gripper, reach)
+        self._sleep.update(self.data, self.arm.path(self.data), reach)
 
     def position(self, item: Item) -> np.ndarray:
         """Returns the origin of an object, shape (3,), m."""

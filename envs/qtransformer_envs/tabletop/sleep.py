@@ -25,7 +25,7 @@ REST_SPIN = 0.08  # rad/s
 STEPS_AT_REST = 2  # control steps in a row, or a thrown object would fall asleep at its highest point
 HAND_LOW = np.array([-0.024, -0.097, -0.105])  # m, in the gripper's frame: hand and fingers around the grasp point
 HAND_HIGH = np.array([0.024, 0.097, 0.012])
-HAND_REACH = 0.08  # m that the hand goes in a control step, at most
+HAND_GAP = 0.03  # m between an object at rest and the hand in each pose of its path, which are up to 0.05 m apart
 STEP = 0.1  # s
 OBJECT_GAP = 0.02  # m between an object at rest and a moving one, beside what that one goes in a control step
 
@@ -62,19 +62,19 @@ class Sleep:
         data.qvel[self._dofs[index]] = 0.0
         data.qacc_warmstart[self._dofs[index]] = 0.0
 
-    def update(self, data: mujoco.MjData, gripper: tuple[np.ndarray, np.ndarray], reach: np.ndarray) -> None:
+    def update(self, data: mujoco.MjData, path: tuple[np.ndarray, np.ndarray], reach: np.ndarray) -> None:
         """Wakes what may be touched in the coming control step and lulls what rests elsewhere.
 
         Args:
             data: the state, with poses computed.
-            gripper: position (3,), m, and rotation (3, 3) of the grasp point.
+            path: positions (poses, 3), m, and rotations (poses, 3, 3) that the grasp point takes in the coming step.
             reach: lowest and highest x and y, shape (2, 2), m, between which nothing sleeps: the drawer moves there.
         """
         positions, velocities = data.xpos[self._bodies], data.qvel[self._dofs]
         speeds = np.sqrt((velocities[:, :3] ** 2).sum(1))
         is_still = (speeds < REST_SPEED) & ((velocities[:, 3:] ** 2).sum(1) < REST_SPIN**2)
         self._steps_at_rest = np.where(is_still, self._steps_at_rest + 1, 0)
-        is_near = self._near_hand(positions, gripper) | self._near_moving(positions, speeds, ~is_still)
+        is_near = self._near_hand(positions, path) | self._near_moving(positions, speeds, ~is_still)
         is_near |= ((positions[:, :2] > reach[0]) & (positions[:, :2] < reach[1])).all(1)
         is_awake = is_near | (self._steps_at_rest < STEPS_AT_REST)
         for index in np.flatnonzero(is_awake & self.is_asleep).tolist():
@@ -82,11 +82,11 @@ class Sleep:
         for index in np.flatnonzero(~is_awake & ~self.is_asleep).tolist():
             self._lull(data, index)
 
-    def _near_hand(self, positions: np.ndarray, gripper: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        place, rotation = gripper
-        local = (positions - place) @ rotation
+    def _near_hand(self, positions: np.ndarray, path: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        places, rotations = path
+        local = (positions - places[:, None]) @ rotations  # (poses, objects, 3)
         outside = np.maximum(np.maximum(local - HAND_HIGH, HAND_LOW - local), 0.0)
-        return (outside**2).sum(1) < (self._radii + HAND_REACH) ** 2
+        return ((outside**2).sum(2) < (self._radii + HAND_GAP) ** 2).any(0)
 
     def _near_moving(self, positions: np.ndarray, speeds: np.ndarray, is_moving: np.ndarray) -> np.ndarray:
         is_near = np.zeros(len(positions), bool)
