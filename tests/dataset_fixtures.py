@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+
 import gymnasium
 import numpy as np
 
@@ -11,6 +15,8 @@ from qtransformer_datasets.schema import Episode, EpisodeDataset
 
 POINT_ID = "test/Point-v0"
 SILENT_ID = "test/Silent-v0"
+KILLED_ID = "test/Killed-v0"
+KILLED_SEED = 30
 
 
 class PointEnv(gymnasium.Env):
@@ -39,6 +45,15 @@ class PointEnv(gymnasium.Env):
 
     def _observe(self):
         return {"state": np.array([self.x, self.start], np.float32)}
+
+
+class KilledEnv(PointEnv):
+    """Kills its process, as the system does when memory runs out, in the episode of a seed; never the first process."""
+
+    def reset(self, *, seed=None, options=None):
+        if seed == KILLED_SEED and multiprocessing.parent_process():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().reset(seed=seed)
 
 
 class TwoKeysEnv(PointEnv):
@@ -85,6 +100,7 @@ class SilentEnv(gymnasium.Env):
 ENVIRONMENTS = {
     POINT_ID: "PointEnv",
     SILENT_ID: "SilentEnv",
+    KILLED_ID: "KilledEnv",
     "test/TwoKeys-v0": "TwoKeysEnv",
     "test/Narrow-v0": "NarrowEnv",
 }

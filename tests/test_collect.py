@@ -4,12 +4,13 @@ import os
 import re
 import signal
 import threading
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import gymnasium
 import numpy as np
 import pytest
-from dataset_fixtures import POINT_ID, SILENT_ID, PointEnv, make_episode
+from dataset_fixtures import KILLED_ID, POINT_ID, SILENT_ID, PointEnv, make_episode
 from mistake_fixtures import SHELF_ID
 
 from qtransformer.signals import Stopped, stop_wish
@@ -178,21 +179,48 @@ def test_a_signal_after_the_last_episode_is_no_reason_to_go_on(tmp_path, monkeyp
     assert collect(make_config(), tmp_path / "run").num_episodes == 6
 
 
-def test_a_signal_that_ended_the_workers_too_is_heard():
-    """The workers' episodes never come then; here, the second one does not."""
+def test_a_process_that_is_killed_ends_the_recording_and_what_is_there_is_kept(tmp_path):
+    settings = {"env_id": KILLED_ID, "episodes": 40}
+    with pytest.raises(DatasetError, match=r"num_workers \(2\) must leave memory for each; .* go on with --append"):
+        collect(make_config(num_workers=2, **settings), tmp_path / "run")
+    going_on = collect(make_config(num_workers=1, append=True, **settings), tmp_path / "run")
+    assert going_on.fingerprint == collect(make_config(num_workers=1, **settings), tmp_path / "whole").fingerprint
+
+
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_a_signal_is_heard_while_the_second_episode_is_waited_for(monkeypatch, is_killed):
+    """The signal may have ended the workers, too."""
     never, first = threading.Event(), make_episode()
 
-    def play(index: int) -> Episode:
+    def play(config: CollectConfig, index: int) -> Episode:
         if index:
             never.wait()
+        if index and is_killed:
+            raise BrokenProcessPool
         return first
 
-    with stop_wish() as wish, ThreadPool(1) as pool:
-        episodes = collect_module._received(pool.imap(play, [0, 1]), wish)
+    def stop() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if is_killed:
+            never.set()
+
+    monkeypatch.setattr(collect_module, "_run_in_worker", play)
+    with stop_wish() as wish, ThreadPoolExecutor(1) as pool:
+        episodes = collect_module._received(pool, make_config(), range(2), wish)
         assert next(episodes) is first
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        threading.Timer(0.1, stop).start()
         assert list(episodes) == []
         never.set()
+
+
+def test_few_episodes_are_made_ahead(monkeypatch):
+    played = []
+    monkeypatch.setattr(collect_module, "_run_in_worker", lambda config, index: played.append(index) or index)
+    with stop_wish() as wish, ThreadPoolExecutor(1) as pool:
+        episodes = collect_module._received(pool, make_config(), range(100), wish)
+        assert [next(episodes) for _ in range(3)] == [0, 1, 2]
+        assert max(played) < 3 + collect_module._AHEAD
+        assert [*episodes] == list(range(3, 100))
 
 
 def test_a_recording_that_broke_off_goes_on_to_the_same_dataset(tmp_path, capsys):

@@ -14,11 +14,13 @@ import json
 import multiprocessing
 import os
 import signal
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
-from multiprocessing.pool import IMapIterator
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,6 +43,7 @@ from .recorder import Recorder
 from .schema import DatasetError, Episode, EpisodeDataset
 
 _WAIT_SECONDS = 0.5  # for an episode, before the parent looks whether it shall stop
+_AHEAD = 8  # episodes a process that may wait for being written
 
 
 def usable_cores() -> int:
@@ -114,7 +117,7 @@ def collect(config: CollectConfig, path: str | Path) -> EpisodeDataset:
 
     Raises:
         DatasetError: the environment is unknown, has no expert or unsuitable spaces, or `path` holds something (with
-            `append`: something else than the beginning of this recording).
+            `append`: something else than the beginning of this recording); or one of several processes was killed.
         Stopped: Ctrl-C or SIGTERM before the last episode; those that were finished are in the log.
     """
     environment = make_environment(config)
@@ -237,19 +240,35 @@ def _episodes(config: CollectConfig, indices: range, wish: StopWish) -> Iterator
         environment.close()
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(num_workers, _start_worker, (config,)) as pool:
-        yield _received(pool.imap(partial(_run_in_worker, config), indices), wish)
+    pool = ProcessPoolExecutor(num_workers, context, _start_worker, (config,))
+    try:
+        yield _received(pool, config, indices, wish)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _received(results: IMapIterator[Episode], wish: StopWish) -> Iterator[Episode]:
-    """Yields what comes, and asks now and then whether to stop: SIGTERM may have ended the workers, too."""
-    while not wish.is_there:
-        try:
-            yield results.next(timeout=_WAIT_SECONDS)
-        except multiprocessing.TimeoutError:
+def _received(pool: Executor, config: CollectConfig, indices: range, wish: StopWish) -> Iterator[Episode]:
+    """Yields the episodes in order, a few made ahead, and asks now and then whether to stop.
+
+    Raises:
+        DatasetError: a process was ended from outside.
+    """
+    rest = iter(indices)
+    ahead = deque(pool.submit(_run_in_worker, config, index) for index in islice(rest, _AHEAD * config.num_workers))
+    while ahead and not wish.is_there:
+        if not wait([ahead[0]], _WAIT_SECONDS).done:
             continue
-        except StopIteration:
-            return
+        try:
+            episode = ahead.popleft().result()
+            ahead.extend(pool.submit(_run_in_worker, config, index) for index in islice(rest, 1))
+        except BrokenProcessPool as error:
+            if wish.is_there:  # the signal ended the workers, too
+                return
+            raise DatasetError(
+                f"num_workers ({config.num_workers}) must leave memory for each; one of the processes was ended from "
+                "outside; the finished episodes are kept: lower --num-workers, and go on with --append"
+            ) from error
+        yield episode
 
 
 def _show_progress(episodes: Iterator[Episode], indices: range, notes: tuple[str, ...]) -> Iterator[Episode]:
