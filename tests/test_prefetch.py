@@ -36,13 +36,19 @@ def test_any_number_of_threads_gives_the_same_batches(make_sampler, num_threads,
     assert not prefetching()
 
 
+def await_all(prefetcher):
+    """Waits until all batches that are asked for are ready."""
+    for _, batch in prefetcher._ahead:
+        batch.result()
+
+
 def test_no_more_batches_are_made_ahead_than_asked_for(make_sampler, monkeypatch):
     made = []
     batch = SegmentSampler.batch
     monkeypatch.setattr(SegmentSampler, "batch", lambda self, number: made.append(number) or batch(self, number))
     with Prefetcher(make_sampler(), num_threads=1, depth=3) as prefetcher:
         prefetcher.sample()
-        time.sleep(0.2)
+        await_all(prefetcher)
         assert made == [0, 1, 2, 3]  # one was given, three are ready
 
 
@@ -93,9 +99,9 @@ def test_the_time_of_waiting_is_counted(make_sampler, monkeypatch, num_threads):
     monkeypatch.setattr(SegmentSampler, "batch", lambda self, number: time.sleep(0.05))
     with Prefetcher(make_sampler(), num_threads=num_threads, depth=2) as prefetcher:
         assert prefetcher.waited_s == 0
-        actions_of = [prefetcher.sample() for _ in range(3)]
-        assert len(actions_of) == 3
-        assert 0.15 <= prefetcher.waited_s < 1
+        started = time.perf_counter()
+        assert len([prefetcher.sample() for _ in range(3)]) == 3
+        assert 0.14 <= prefetcher.waited_s <= time.perf_counter() - started
 
 
 def test_a_busy_caller_does_not_wait(make_sampler, monkeypatch):
@@ -104,9 +110,9 @@ def test_a_busy_caller_does_not_wait(make_sampler, monkeypatch):
         prefetcher.sample()
         waited = prefetcher.waited_s
         for _ in range(3):
-            time.sleep(0.15)
+            await_all(prefetcher)
             prefetcher.sample()
-        assert prefetcher.waited_s - waited < 0.05
+        assert prefetcher.waited_s - waited < 3 * 0.05
 
 
 def test_a_thread_is_the_default_for_images_alone(make_sampler, tmp_path):
