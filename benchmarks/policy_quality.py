@@ -2,7 +2,7 @@
 
 Every method sees the same log and plays the same episodes in the same simulator, and has the CPU seconds of ours:
 
-    ours                   `qtransformer train` as it comes, --updates updates
+    ours                   `qtransformer train` as it comes, --updates updates (default: as many as it makes unasked)
     paper                  --preset paper, with as many updates as the same CPU seconds buy; measured first, on each log
     cloning                --algorithm behaviour_cloning, as many updates as ours, which is less CPU time
     cloning of successes   ... --only-successful, a third of the updates, since more overfit (docs/LOG.md)
@@ -78,7 +78,7 @@ def read_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--updates", type=int, default=1500, help="of ours")
+    parser.add_argument("--updates", type=int, default=TrainConfig.steps, help="of ours")
     parser.add_argument("--episodes", type=int, default=50, help="of each evaluation")
     parser.add_argument("--workers", type=int, default=2, help="processes side by side")
     parser.add_argument("--picture", type=Path, help="PNG to draw")

@@ -134,7 +134,7 @@ def test_a_folder_holds_cells_of_one_kind(asked: list, tmp_path: Path, capsys: p
     quality.run(options_of(*arguments))
     with pytest.raises(SystemExit, match="2"):
         quality.run(options_of(*arguments, "--updates", "7"))
-    assert "must hold cells of {'updates': 7, 'episodes': 50}, got cells of {'updates': 1500" in capsys.readouterr().err
+    assert "must hold cells of {'updates': 7, 'episodes': 50}, got cells of {'updates': 3000" in capsys.readouterr().err
     assert len(asked) == 4
 
 
@@ -255,7 +255,7 @@ def test_main_tells_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert found["success"]["push"]["ours"]["seeds"] == [0.6, 1.0]
     assert {method: each["updates"] for method, each in found["success"]["push"].items()} == {"ours": 400, TD3: 100}
     assert found["calibration"] == {"push": {"updates": 5}}
-    assert (found["updates"], found["episodes"], found["seeds"]) == (1500, 50, 5)
+    assert (found["updates"], found["episodes"], found["seeds"]) == (3000, 50, 5)
     assert "ours has the highest mean: yes" in output.err
     assert "71-87" in output.err
     assert picture.read_bytes().startswith(b"\x89PNG")
