@@ -1,7 +1,7 @@
 """The parts of the tabletop suite: objects at rest, sleep, words, splits, levels, and the rules of success."""
 
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import mujoco
@@ -75,7 +75,7 @@ def test_a_hand_never_goes_through_a_sleeping_object(noise):
         environment = gymnasium.make("qtransformer/KnockOver-v0")
         actions = rehearse(environment, seed)
         environment.reset(seed=seed)
-        scene, generator = environment.unwrapped.scene, np.random.default_rng(seed)
+        scene, generator = cast("TabletopEnv", environment.unwrapped).scene, np.random.default_rng(seed)
         for action in actions:
             environment.step(np.clip(action + generator.normal(0, noise, 7), -1, 1))
             asleep = [item for item in scene.items if scene._sleep.is_asleep[item.index]]
@@ -89,7 +89,8 @@ def hand_distance(scene, item):
     hand = [scene.model.geom(name).id for name in ("hand", "left_finger", "left_pad", "right_finger", "right_pad")]
     geoms = range(item.geoms.start, item.geoms.stop)
     pairs = itertools.product(geoms, hand)
-    return min(mujoco.mj_geomDistance(scene.model, scene.data, a, b, 1.0, None) for a, b in pairs)
+    distance = mujoco.mj_geomDistance  # pyright: ignore[reportAttributeAccessIssue] - no stubs
+    return min(distance(scene.model, scene.data, a, b, 1.0, None) for a, b in pairs)
 
 
 def test_a_moving_object_wakes_the_one_that_it_hits():
