@@ -68,8 +68,7 @@ def test_a_sleeping_object_wakes_before_the_hand_comes_and_is_pushed():
     assert np.linalg.norm(scene.position(scene.items[0]) - start) > 0.02
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.8])
-def test_a_hand_never_goes_through_a_sleeping_object(noise):
+def test_a_hand_never_goes_through_a_sleeping_object():
     least = []
     for seed in range(4):
         environment = gymnasium.make("qtransformer/KnockOver-v0")
@@ -77,7 +76,7 @@ def test_a_hand_never_goes_through_a_sleeping_object(noise):
         environment.reset(seed=seed)
         scene, generator = cast("TabletopEnv", environment.unwrapped).scene, np.random.default_rng(seed)
         for action in actions:
-            environment.step(np.clip(action + generator.normal(0, noise, 7), -1, 1))
+            environment.step(np.clip(action + generator.normal(0, 0.8, 7), -1, 1))
             asleep = [item for item in scene.items if scene._sleep.is_asleep[item.index]]
             least.extend(hand_distance(scene, item) for item in asleep)
     assert len(least) > 100

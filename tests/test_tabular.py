@@ -105,8 +105,8 @@ def test_value_iteration_by_hand():
 
 @pytest.mark.slow
 def test_the_learner_finds_the_exact_values_of_every_token():
-    learning = replace(PLAIN, discount=GAMMA, learning_rate=5e-3, polyak=0.8)
-    learnt, exact = learn(learning, steps=3000), value_iteration()
+    learning = replace(PLAIN, discount=GAMMA, learning_rate=1e-2, polyak=0.8)
+    learnt, exact = learn(learning, steps=1500), value_iteration()
     for found, expected in zip(learnt_values(learnt), exact, strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-2)
 

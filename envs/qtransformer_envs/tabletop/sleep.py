@@ -25,7 +25,7 @@ REST_SPIN = 0.08  # rad/s
 STEPS_AT_REST = 2  # control steps in a row, or a thrown object would fall asleep at its highest point
 HAND_LOW = np.array([-0.024, -0.097, -0.105])  # m, in the gripper's frame: hand and fingers around the grasp point
 HAND_HIGH = np.array([0.024, 0.097, 0.012])
-HAND_GAP = 0.03  # m between an object at rest and the hand in each pose of its path, which are up to 0.05 m apart
+HAND_GAP = 0.035  # m around the hand in each pose of its path: half of how far a corner goes to the next, at most
 STEP = 0.1  # s
 OBJECT_GAP = 0.02  # m between an object at rest and a moving one, beside what that one goes in a control step
 
