@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -76,7 +77,7 @@ def read_results(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def run_cell(cell: Cell, run: Path) -> dict[str, Any]:
-    """Trains and evaluates; returns counts, those of each task where there are several, and CPU seconds.
+    """Trains and evaluates; returns counts, those of each task where there are several, updates and CPU seconds.
 
     Raises:
         CellError: a command failed.
@@ -90,7 +91,16 @@ def run_cell(cell: Cell, run: Path) -> dict[str, Any]:
     kept = {key: found[key] for key in ("successes", "episodes", "mean_length")}
     tasks = {name: [each["successes"], each["episodes"]] for name, each in found.get("tasks", {}).items()}
     kept |= {"tasks": tasks} if len(tasks) > 1 else {}
-    return {**kept, "training_cpu_s": round(training_s, 1), "evaluation_cpu_s": round(evaluation_s, 1)}
+    seconds = {"training_cpu_s": round(training_s, 1), "evaluation_cpu_s": round(evaluation_s, 1)}
+    return {**kept, "updates": num_updates(run), **seconds}
+
+
+def num_updates(run: Path) -> int:
+    """Returns how many updates a run made: `train` has them as a setting, others count them in run.json."""
+    settings = run / "config.json"
+    if settings.exists():
+        return json.loads(settings.read_text())["steps"]
+    return json.loads((run / "run.json").read_text())["updates"]
 
 
 def call(command: Sequence[str | Path], folder: Path | None = None) -> tuple[str, float]:
@@ -124,12 +134,16 @@ def evaluate_command(python: Path | str, episodes: int, imports: str) -> Callabl
 
 
 def pooled(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the success rate over all seeds with its 95 % Wilson interval over all episodes, and each seed's."""
+    """Returns the success rate over all seeds with its 95 % Wilson interval over all episodes, and each seed's.
+
+    Beside it the mean updates and CPU seconds of a training.
+    """
     successes, episodes = (sum(each[name] for each in results) for name in ("successes", "episodes"))
     low, high = wilson_interval(successes, episodes)
     return {
         "success_rate": round(successes / episodes, 4),
         "interval": [round(low, 4), round(high, 4)],
         "seeds": [round(each["successes"] / each["episodes"], 3) for each in results],
-        "training_cpu_s": round(sum(each["training_cpu_s"] for each in results) / len(results), 1),
+        "updates": round(statistics.mean(each["updates"] for each in results)),
+        "training_cpu_s": round(statistics.mean(each["training_cpu_s"] for each in results), 1),
     }

@@ -216,22 +216,14 @@ def update_costs(log: Path, rounds: int = 5, repeats: int = 4) -> dict[str, list
 
 
 def tabulate(results: Cells, options: argparse.Namespace) -> Rows:
-    """Returns the pooled results of the finished cells, by log and method, with the mean number of updates."""
+    """Returns the pooled results of the finished cells, by log and method."""
     table: Rows = {}
     for row in options.rows:
         for method in options.methods:
             keys = [key for seed in range(options.seeds) if (key := f"{row}/{method}/{seed}") in results]
             if keys:
-                updates = [num_updates(options.work / "runs" / key) for key in keys]
-                found = cells.pooled([dict(results[key]) for key in keys])
-                table.setdefault(row, {})[method] = {**found, "updates": round(statistics.mean(updates))}
+                table.setdefault(row, {})[method] = cells.pooled([dict(results[key]) for key in keys])
     return table
-
-
-def num_updates(run: Path) -> int:
-    """Returns how many updates a run made: d3rlpy_runner.py counts them, `train` has them as a setting."""
-    settings = read_json(run / "config.json")
-    return settings["steps"] if settings else read_json(run / "run.json")["updates"]
 
 
 def summary(table: Rows) -> dict[str, Any]:

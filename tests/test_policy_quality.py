@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -230,18 +231,13 @@ def test_there_is_no_ratio_to_nothing():
 
 
 def write_results(work: Path) -> None:
-    """Ours with two seeds on one log, TD3+BC with one."""
-    runs = {"push/ours/0": 30, "push/ours/1": 50, f"push/{TD3}/0": 10}
+    """Ours with two seeds on one log, TD3+BC with one; results alone, as a file of finished cells has them."""
     lines = []
-    for key, successes in runs.items():
-        folder = work / "runs" / key
-        folder.mkdir(parents=True)
-        name, updates = ("config.json", "steps") if "ours" in key else ("run.json", "updates")
-        (folder / name).write_text(json.dumps({updates: 10 * successes}))
-        if "ours" in key:
-            (folder / "run.json").write_text(json.dumps({"sessions": []}))  # as `train` leaves one
-        lines.append({"key": key, "successes": successes, "episodes": 50, "mean_length": 1.0, "training_cpu_s": 2.0})
-    (work / "results.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    for key, successes in {"push/ours/0": 30, "push/ours/1": 50, f"push/{TD3}/0": 10}.items():
+        counts = {"successes": successes, "episodes": 50, "mean_length": 1.0, "updates": 10 * successes}
+        lines.append(json.dumps({"key": key, **counts, "training_cpu_s": 2.0, "evaluation_cpu_s": 1.0}) + "\n")
+    work.mkdir(exist_ok=True)
+    (work / "results.jsonl").write_text("".join(lines))
 
 
 def test_main_tells_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -259,6 +255,14 @@ def test_main_tells_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "ours has the highest mean: yes" in output.err
     assert "71-87" in output.err
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_cells_that_come_with_the_repository_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    shutil.copy(FOLDER / "results" / "policy_quality.jsonl", tmp_path / "results.jsonl")
+    assert quality.main(["--show", "--work", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {len(methods["ours"]["seeds"]) for methods in found["success"].values()} == {found["seeds"]}
+    assert {methods["ours"]["updates"] for methods in found["success"].values()} == {found["updates"]}
 
 
 def test_main_runs_before_it_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
